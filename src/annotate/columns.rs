@@ -4,10 +4,15 @@ use serde_json::{Map, Value};
 
 use super::Kind;
 
+/// Maximum number of captions with columns of their own. A request may ask for fewer.
+const MOST: u64 = 64;
+
 /// The columns of a run, between those of the file and `error`.
 #[derive(Debug)]
 pub(super) struct Columns {
     kind: Kind,
+    /// Fields of the request.
+    fields: Map<String, Value>,
     names: Vec<String>,
     /// Number of captions, questions or texts.
     count: usize,
@@ -27,7 +32,7 @@ impl Columns {
             }
             Kind::Caption => {
                 let captions = fields.get("num_return_sequences").and_then(Value::as_u64);
-                count = captions.map_or(1, |captions| captions as usize);
+                count = captions.map_or(1, |captions| captions.min(MOST) as usize);
                 let number =
                     |at: usize| if at == 0 { String::new() } else { format!("_{}", at + 1) };
                 let verified = fields.contains_key("verify");
@@ -54,7 +59,14 @@ impl Columns {
             Kind::Embed => vec!["embedding".to_owned()],
             Kind::Classify => vec!["label".to_owned(), "probability".to_owned()],
         };
-        Self { kind, names, count }
+        Self { kind, fields: fields.clone(), names, count }
+    }
+
+    /// True if a row of JSON is an answer of this task to these questions. Rows of lists may have other questions.
+    pub(super) fn fits(&self, row: &Map<String, Value>, has_lists: bool) -> bool {
+        let none = Map::new();
+        let fields = if has_lists && self.kind == Kind::Ask { &none } else { &self.fields };
+        is_answer(self.kind, fields, row)
     }
 
     pub(super) fn names(&self) -> &[String] {
@@ -92,6 +104,40 @@ impl Columns {
             Kind::Classify => {
                 ["label", "probability"].map(|name| at(format!("/labels/0/{name}"))).into()
             }
+        }
+    }
+}
+
+/// True if a row is an answer of this task to these questions.
+fn is_answer(kind: Kind, fields: &Map<String, Value>, row: &Map<String, Value>) -> bool {
+    let texts = |list: Option<&Value>, name: Option<&str>| -> Vec<String> {
+        let entries = list.and_then(Value::as_array).into_iter().flatten();
+        let text = |entry: &Value| {
+            name.map_or(Some(entry), |name| entry.get(name))
+                .and_then(Value::as_str)
+                .map(str::to_owned)
+        };
+        entries.filter_map(text).collect()
+    };
+    match kind {
+        Kind::Caption => row.contains_key("captions") || row.contains_key("ranking"),
+        Kind::Ask => {
+            let asked = texts(fields.get("questions"), None);
+            row.contains_key("answers")
+                && (asked.is_empty() || asked == texts(row.get("answers"), Some("question")))
+        }
+        Kind::Match => {
+            let asked = texts(fields.get("texts"), None).len();
+            let scores = row.get("scores").and_then(|scores| scores.get(0)?.as_array());
+            scores.is_some_and(|scores| scores.len() == asked)
+        }
+        Kind::Embed => row.contains_key("embedding"),
+        Kind::Classify => {
+            let (mut asked, mut found) =
+                (texts(fields.get("labels"), None), texts(row.get("labels"), Some("label")));
+            asked.sort_unstable();
+            found.sort_unstable();
+            asked == found
         }
     }
 }

@@ -26,6 +26,9 @@ const ATTEMPTS: u32 = 8;
 /// Bounds of the pause before the next attempt; it doubles.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
+/// Time to the beginning of the answer. A server begins it at once.
+const HEAD: Duration = Duration::from_secs(120);
+
 /// Codes of errors that every picture would get.
 const OF_MODEL: [&str; 2] = ["model_not_found", "task_not_loaded"];
 
@@ -64,6 +67,8 @@ struct State {
     lines: u64,
     /// True if all pictures have been taken from the reader.
     all_read: bool,
+    /// True if the reader has ended before the last picture.
+    reader_failed: bool,
 }
 
 impl<'a> Exchange<'a> {
@@ -100,6 +105,9 @@ impl<'a> Exchange<'a> {
                 self.summary.interrupted = true;
                 return Ok(self.summary);
             }
+            if shared.state().reader_failed {
+                return Err(RunError::Reader);
+            }
             let rest = shared.state().begin_again();
             let error = match ended {
                 Err(error) => error,
@@ -131,9 +139,20 @@ impl<'a> Exchange<'a> {
             let line = shared.next_line().await?;
             Some((stream::iter(line), shared))
         });
-        let answers = tokio::select! {
-            answers = self.service.send(lines.flatten().boxed()) => answers,
-            () = self.stop.cancelled() => return Ok(Ok(())),
+        let sending = self.service.send(lines.flatten().boxed());
+        tokio::pin!(sending);
+        let began = tokio::time::Instant::now();
+        let answers = loop {
+            tokio::select! {
+                answers = &mut sending => break answers,
+                () = self.stop.cancelled() => return Ok(Ok(())),
+                Some(finished) = not_sent.recv() => self.note(outputs, finished)?,
+                () = tokio::time::sleep_until(began + HEAD) => {
+                    let message = "no answer has begun; if a proxy stands between, let it pass requests on while they \
+                                   arrive (nginx: proxy_request_buffering off)";
+                    return Ok(Err(SendError { message: message.to_owned(), retry_after: None }));
+                }
+            }
         };
         let mut answers = match answers {
             Ok(answers) => answers,
@@ -204,7 +223,7 @@ impl<'a> Exchange<'a> {
         };
         if let Err(error) = &outcome
             && self.summary.done == 0
-            && is_of_all(&shared.lines, error)
+            && is_of_all(&shared.lines, &item, error)
         {
             return Err(RunError::Parameters(row::detail(error)));
         }
@@ -238,12 +257,14 @@ fn broken(message: impl Into<String>) -> SendError {
 }
 
 /// True for an error in what all pictures have in common: the model, or a parameter of the whole run.
-fn is_of_all(lines: &LineMaker, error: &Map<String, Value>) -> bool {
+fn is_of_all(lines: &LineMaker, item: &Item, error: &Map<String, Value>) -> bool {
     let code = error.get("code").and_then(Value::as_str).unwrap_or_default();
     let field = error.get("errors").and_then(|errors| errors.pointer("/0/field")?.as_str());
     let name = field.and_then(|field| field.split(['.', '[']).next());
-    OF_MODEL.contains(&code)
-        || (code == "invalid_request" && name.is_some_and(|name| lines.has(name)))
+    let is_shared = |name: &str| !item.fields.contains_key(name);
+    (OF_MODEL.contains(&code) && is_shared("model"))
+        || (code == "invalid_request"
+            && name.is_some_and(|name| lines.has(name) && is_shared(name)))
 }
 
 impl Shared {
@@ -257,6 +278,9 @@ impl Shared {
             answered.await;
         }
         loop {
+            // Room for a picture that needs no line comes first: nothing may wait while a picture is taken and not noted,
+            // because this future is dropped when the request ends.
+            let room = self.finished.reserve().await.ok()?;
             let again = self.state().again.pop_front();
             if let Some(item) = again {
                 // Noted first, so that it is not lost if the request ends here.
@@ -267,15 +291,22 @@ impl Shared {
                     (Ok(line), _) => return Some(numbered(number, &line)),
                     (Err(reason), item) => {
                         self.state().unanswered.remove(&number);
-                        self.finish(Finished::Failed(item, problem("unreadable", reason))).await;
+                        room.send(Finished::Failed(item, problem("unreadable", reason)));
                         continue;
                     }
                 }
             }
+            if self.state().all_read {
+                return None;
+            }
             let read = self.pictures.lock().await.recv().await;
             match read {
-                None => {
+                Some(Read::End) => {
                     self.state().all_read = true;
+                    return None;
+                }
+                None => {
+                    self.state().reader_failed = true;
                     return None;
                 }
                 Some(Read::Picture(item, line)) => {
@@ -283,16 +314,11 @@ impl Shared {
                     return Some(numbered(number, &line));
                 }
                 Some(Read::Failed(item, problem)) => {
-                    self.finish(Finished::Failed(item, problem)).await;
+                    room.send(Finished::Failed(item, problem));
                 }
-                Some(Read::Skipped) => self.finish(Finished::Skipped).await,
+                Some(Read::Skipped) => room.send(Finished::Skipped),
             }
         }
-    }
-
-    async fn finish(&self, finished: Finished) {
-        // The receiver lives as long as the run.
-        let _ = self.finished.send(finished).await;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -139,6 +139,9 @@ pub enum RunError {
     /// The service cannot be reached, or refuses every line.
     #[error(transparent)]
     Service(#[from] SendError),
+    /// The thread that reads pictures has ended early. The log has the reason.
+    #[error("the pictures cannot be read to the end; what was answered is written")]
+    Reader,
     /// A parameter is wrong, so every picture would fail.
     #[error("{0}")]
     Parameters(String),

@@ -42,12 +42,12 @@ impl Npy {
         match existing {
             Existing::Refuse if exists => return Err(OutputError::Exists(path.into())),
             Existing::Resume if exists => (names, width) = consistent(path, &list)?,
-            Existing::Refuse | Existing::Resume | Existing::Overwrite => {
-                File::create(path).map_err(error)?;
-                File::create(&list).map_err(error)?;
-            }
+            // What the files hold is replaced by the first vector, when it is certain that the run works.
+            Existing::Refuse | Existing::Resume | Existing::Overwrite => {}
         }
-        let open = |path: &Path| OpenOptions::new().read(true).write(true).open(path);
+        let open = |path: &Path| {
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
+        };
         let mut npy = Self {
             path: path.into(),
             vectors: open(path).map_err(error)?,
@@ -55,7 +55,9 @@ impl Npy {
             rows: names.len() as u64,
             width,
         };
-        npy.cut().map_err(error)?;
+        if npy.rows > 0 {
+            npy.cut().map_err(error)?;
+        }
         Ok((npy, names.into_iter().collect()))
     }
 
@@ -66,6 +68,11 @@ impl Npy {
     pub(super) fn retain(&mut self, is_wanted: &dyn Fn(&str) -> bool) -> Result<(), OutputError> {
         let Some(width) = self.width else { return Ok(()) };
         let list = list_of(&self.path);
+        let names =
+            fs::read_to_string(&list).map_err(|error| OutputError::of("read", &list, error))?;
+        if names.lines().all(|name| is_wanted(&unescaped(name))) {
+            return Ok(());
+        }
         let (new, new_list) = (beside(&self.path), beside(&list));
         let copied = || -> io::Result<u64> {
             let mut rows = 0;
@@ -83,6 +90,8 @@ impl Npy {
                     rows += 1;
                 }
             }
+            // While the list is empty, no vector counts: an interruption costs work, but no vector gets another's path.
+            self.paths.set_len(0)?;
             fs::rename(&new, &self.path)?;
             fs::rename(&new_list, &list)?;
             Ok(rows)
@@ -120,6 +129,12 @@ impl Npy {
             });
         }
         let mut written = || -> io::Result<()> {
+            if self.rows == 0 {
+                self.vectors.set_len(0)?;
+                self.paths.set_len(0)?;
+                self.vectors.seek(SeekFrom::Start(0))?;
+                self.vectors.write_all(&header(0, width))?;
+            }
             let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
             self.vectors.seek(SeekFrom::Start(HEADER as u64 + self.rows * bytes.len() as u64))?;
             self.vectors.write_all(&bytes)?;
@@ -136,10 +151,6 @@ impl Npy {
     /// Cuts both files behind the last complete row.
     fn cut(&mut self) -> io::Result<()> {
         let width = self.width.unwrap_or(0);
-        if width == 0 {
-            self.vectors.set_len(0)?;
-            return self.paths.set_len(0);
-        }
         self.vectors.set_len(HEADER as u64 + self.rows * 4 * width as u64)?;
         self.vectors.seek(SeekFrom::Start(0))?;
         self.vectors.write_all(&header(self.rows, width))?;
@@ -160,7 +171,10 @@ fn consistent(path: &Path, list: &Path) -> Result<(Vec<String>, Option<usize>), 
     (&mut file).take(HEADER as u64).read_to_end(&mut begin).map_err(read)?;
     let Some(width) = width_of(&begin) else { return Err(OutputError::NotNpy(path.into())) };
     let vectors = (length - HEADER as u64) / (4 * width as u64);
-    let names = fs::read(list).map_err(|error| OutputError::of("read", list, error))?;
+    let names = match fs::read(list) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        names => names.map_err(|error| OutputError::of("read", list, error))?,
+    };
     let whole = names.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
     let names = String::from_utf8_lossy(&names[..whole]);
     let names: Vec<String> = names.lines().take(vectors as usize).map(unescaped).collect();

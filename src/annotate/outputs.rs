@@ -13,7 +13,7 @@ use super::npy::Npy;
 use super::pictures::Place;
 use super::row::{Item, Outcome, problem};
 use super::sidecar::Sidecars;
-use super::table::Table;
+use super::table::{Earlier, Opening, Table};
 use super::{Existing, Job};
 
 /// An output cannot be written.
@@ -32,9 +32,12 @@ pub enum OutputError {
         /// Why.
         source: io::Error,
     },
-    /// A CSV table to continue has other columns.
-    #[error("{} has other columns than this command writes; use another file, or --overwrite", .0.display())]
+    /// A table to continue is not one of this command with these questions, texts or labels.
+    #[error("{} has other columns or fields than this command writes; use another file, or --overwrite", .0.display())]
     OtherColumns(PathBuf),
+    /// Another run writes to the table.
+    #[error("another run writes to {}", .0.display())]
+    Busy(PathBuf),
     /// A file of vectors to continue was not written by this program.
     #[error("{} is no file of vectors that this command wrote; use another file, or --overwrite", .0.display())]
     NotNpy(PathBuf),
@@ -69,6 +72,8 @@ pub(super) struct Outputs {
 #[derive(Debug, Clone)]
 pub(super) struct Done {
     paths: Arc<HashSet<String>>,
+    /// Pictures whose rows were dropped, so that the files beside them are ours as well.
+    dropped: Arc<HashSet<String>>,
     /// True if the table or the vectors tell what is done; otherwise the files beside the pictures do.
     is_listed: bool,
     sidecars: Arc<Sidecars>,
@@ -97,23 +102,36 @@ impl Outputs {
                 (Some(npy), Some(done))
             }
         };
-        let is_wanted = |path: &str| of_npy.as_ref().is_none_or(|done| done.contains(path));
-        let (table, of_table) = match &job.table {
-            None => (None, None),
-            Some(path) => {
-                let columns = Columns::new(job.kind, &job.fields);
-                let (table, done) =
-                    Table::open(path, columns, (job.existing, job.identity), &is_wanted)?;
-                (Some(table), Some(done))
-            }
+        // A row whose other outputs are missing is written again.
+        let is_wanted = |path: &str| {
+            of_npy.as_ref().is_none_or(|done| done.contains(path))
+                && sidecars.exist(Path::new(path))
         };
-        if let (Some(npy), Some(done)) = (&mut npy, &of_table) {
-            npy.retain(&|path| done.contains(path))?;
+        let (mut table, mut earlier) = (None, None);
+        if let Some(path) = &job.table {
+            let columns = Columns::new(job.kind, &job.fields);
+            let (existing, identity) = (job.existing, job.identity);
+            let opening = Opening { existing, identity, has_lists: job.pictures.has_lists() };
+            let (opened, found) = Table::open(path, columns, opening, &is_wanted)?;
+            earlier = opened.is_file().then_some(found);
+            table = Some(opened);
         }
-        let is_listed = table.as_ref().is_some_and(Table::is_file) || npy.is_some();
-        let paths = Arc::new(of_table.filter(|_| is_listed).or(of_npy).unwrap_or_default());
-        let done =
-            Done { paths, is_listed, sidecars: Arc::clone(&sidecars), existing: job.existing };
+        if let (Some(npy), Some(earlier)) = (&mut npy, &earlier) {
+            npy.retain(&|path| earlier.done.contains(path))?;
+        }
+        let is_listed = earlier.is_some() || npy.is_some();
+        let Earlier { done, dropped } = earlier.unwrap_or_else(|| Earlier {
+            done: of_npy.unwrap_or_default(),
+            dropped: HashSet::new(),
+        });
+        let (paths, dropped) = (Arc::new(done), Arc::new(dropped));
+        let done = Done {
+            paths,
+            dropped,
+            is_listed,
+            sidecars: Arc::clone(&sidecars),
+            existing: job.existing,
+        };
         Ok(Self { table, npy, sidecars, done, least_match: job.least_match })
     }
 
@@ -133,7 +151,7 @@ impl Outputs {
             answer
         });
         if let (Ok(answer), Place::File(path)) = (&outcome, &item.place)
-            && let Err(error) = self.sidecars.write(path, item, answer)
+            && let Err(error) = self.sidecars.write(path, item, answer, self.done.replaces(item))
         {
             outcome = Err(problem("unwritable", error.to_string()));
         }
@@ -158,6 +176,11 @@ fn leave_out(answer: &mut Map<String, Value>, least: f64) -> u64 {
 }
 
 impl Done {
+    /// True if files beside this picture may be replaced. Without `--overwrite`, only those of a row that was dropped.
+    fn replaces(&self, item: &Item) -> bool {
+        self.existing == Existing::Overwrite || self.dropped.contains(&item.place.name())
+    }
+
     /// True if the picture was done by an earlier run.
     ///
     /// # Errors
@@ -175,7 +198,13 @@ impl Done {
                     found.display()
                 ))
             }),
-            Existing::Resume => Ok(!self.is_listed && self.sidecars.are_done(path)),
+            Existing::Resume if self.is_listed => Ok(false),
+            Existing::Resume => self.sidecars.are_done(path).map_err(|path| {
+                format!(
+                    "{} is older than the picture; use --overwrite to replace it",
+                    path.display()
+                )
+            }),
         }
     }
 }

@@ -1,12 +1,14 @@
 //! Finds pictures: files, folders, lists of paths and URLs, and JSON lines.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use serde_json::{Map, Value};
 use walkdir::WalkDir;
+
+use super::reader::key;
 
 /// File name extensions of the formats that the server decodes.
 const EXTENSIONS: [&str; 7] = ["jpg", "jpeg", "png", "gif", "webp", "bmp", "jfif"];
@@ -68,6 +70,11 @@ impl Pictures {
         Ok(Self { paths, lists, include, exclude })
     }
 
+    /// True if lines of a list may have fields of their own.
+    pub(super) fn has_lists(&self) -> bool {
+        !self.lists.is_empty() || self.paths.iter().any(|path| path == "-")
+    }
+
     /// True if the pictures can be counted before they are processed: nothing is read from standard input.
     pub(super) fn can_be_read_twice(&self) -> bool {
         let is_input = |path: &Path| path == Path::new("-");
@@ -100,15 +107,18 @@ impl Pictures {
             // A file that was named is taken whatever its name is.
             return visit(Ok(Found::at(Place::File(path.to_owned()))));
         }
+        let root = path;
         let matches = |set: &GlobSet, path: &Path| {
-            set.is_match(path) || path.file_name().is_some_and(|name| set.is_match(name))
+            let name = path.file_name().is_some_and(|name| set.is_match(name));
+            let below = path.strip_prefix(root).is_ok_and(|below| set.is_match(below));
+            name || below || set.is_match(path)
         };
         let walk = WalkDir::new(path).sort_by_file_name().into_iter();
         for entry in
             walk.filter_entry(|entry| entry.depth() == 0 || !matches(&self.exclude, entry.path()))
         {
             let goes_on = match entry {
-                Ok(entry) if entry.path().is_dir() || !is_picture(entry.path()) => true,
+                Ok(entry) if !is_picture(entry.path()) || is_no_file(entry.path()) => true,
                 Ok(entry) if !self.include.is_empty() && !matches(&self.include, entry.path()) => {
                     true
                 }
@@ -133,6 +143,17 @@ impl Found {
 }
 
 impl Place {
+    /// Returns a short key of the picture, whatever name leads to it.
+    pub(super) fn key(&self) -> [u8; 16] {
+        match self {
+            Self::File(path) => {
+                let path = fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+                key(path.as_os_str().as_encoded_bytes())
+            }
+            Self::Url(url) => key(url),
+        }
+    }
+
     /// Returns the path or the URL as it is written to outputs.
     pub(super) fn name(&self) -> String {
         match self {
@@ -155,7 +176,7 @@ fn each_line(
     list: &Path,
     visit: &mut dyn FnMut(Result<Found, Missing>) -> bool,
 ) -> bool {
-    let mut line = Vec::new();
+    let (mut line, mut is_first) = (Vec::new(), true);
     loop {
         line.clear();
         match lines.read_until(b'\n', &mut line) {
@@ -165,6 +186,9 @@ fn each_line(
         }
         while line.last().is_some_and(|last| matches!(last, b'\n' | b'\r')) {
             line.pop();
+        }
+        if std::mem::take(&mut is_first) && line.starts_with(b"\xef\xbb\xbf") {
+            line.drain(..3);
         }
         if line.is_empty() {
             continue;
@@ -200,6 +224,10 @@ fn of_object(line: &[u8]) -> Result<Found, String> {
         (None, Some(url)) => Place::Url(url),
         _ => return Err("needs either \"path\" or \"url\"".to_owned()),
     };
+    // What this command sets itself.
+    for name in ["id", "task", "image"] {
+        fields.remove(name);
+    }
     Ok(Found { place, fields })
 }
 
@@ -222,7 +250,7 @@ fn patterns(patterns: &[String]) -> Result<GlobSet, PatternError> {
         reason: error.kind().clone(),
     };
     for pattern in patterns {
-        set.add(Glob::new(pattern).map_err(|error| wrong(pattern, &error))?);
+        set.add(Glob::new(pattern.trim_end_matches('/')).map_err(|error| wrong(pattern, &error))?);
     }
     set.build().map_err(|error| wrong(&patterns.join(" "), &error))
 }
@@ -232,6 +260,12 @@ fn is_url(text: &str) -> bool {
         text.get(..scheme.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(scheme))
     };
     begins("http://") || begins("https://")
+}
+
+/// True for folders, and for what could block its reader, such as a named pipe. A link that leads nowhere counts as a file,
+/// whose reader then says so.
+fn is_no_file(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| !metadata.is_file())
 }
 
 /// True if the name has an extension of a picture.

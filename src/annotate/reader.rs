@@ -35,6 +35,8 @@ pub(super) enum Read {
     Failed(Item, Map<String, Value>),
     /// It was done before.
     Skipped,
+    /// All pictures have been read.
+    End,
 }
 
 /// What is needed to make lines.
@@ -78,10 +80,10 @@ pub(super) fn start(
         pictures.each(&mut |found| {
             let read = match found {
                 Err(missing) => failed(missing),
-                Ok(found) => match seen.insert(key(&found.place.name()), key(&fields_of(&found))) {
+                Ok(found) => match seen.insert(found.place.key(), key(fields_of(&found))) {
                     None => maker.read(found, &done),
                     // A picture that was named twice.
-                    Some(fields) if fields == key(&fields_of(&found)) => {
+                    Some(fields) if fields == key(fields_of(&found)) => {
                         return !stop.is_cancelled();
                     }
                     Some(_) => named_twice(found),
@@ -89,6 +91,8 @@ pub(super) fn start(
             };
             !stop.is_cancelled() && sender.blocking_send(read).is_ok()
         });
+        // The receiver may be gone.
+        let _ = sender.blocking_send(Read::End);
     });
     Reader { pictures: receiver, lines }
 }
@@ -107,7 +111,7 @@ fn count(pictures: &Pictures, progress: &dyn Progress, stop: &CancellationToken)
 }
 
 /// A short key of a text. Whole paths would take a hundred bytes for each picture.
-fn key(text: &str) -> [u8; 16] {
+pub(super) fn key(text: impl AsRef<[u8]>) -> [u8; 16] {
     let mut key = [0; 16];
     key.copy_from_slice(&Sha256::digest(text)[..16]);
     key
@@ -134,6 +138,11 @@ fn failed(Missing { path, reason }: Missing) -> Read {
 impl LineMaker {
     fn read(&self, Found { place, fields }: Found, done: &Done) -> Read {
         let mut item = Item { place, fields, file: FileFacts::default() };
+        if let Place::File(path) = &item.place
+            && path.to_str().is_none()
+        {
+            return Read::Failed(item, problem("unreadable", "its name is not UTF-8; rename it"));
+        }
         match done.check(&item) {
             Ok(true) => return Read::Skipped,
             Ok(false) => {}
@@ -182,11 +191,12 @@ impl LineMaker {
     }
 
     fn file(&self, path: &Path) -> io::Result<(Vec<u8>, FileFacts)> {
+        // Before it is opened: opening a named pipe waits for its writer.
+        if !fs::metadata(path)?.is_file() {
+            return Err(io::Error::other("is no regular file"));
+        }
         let file = File::open(path)?;
         let metadata = file.metadata()?;
-        if metadata.is_dir() {
-            return Err(io::Error::from(io::ErrorKind::IsADirectory));
-        }
         let mut facts = facts(&metadata);
         let mut bytes = Vec::new();
         let read = file.take(self.max_image_bytes as u64 + 1).read_to_end(&mut bytes)?;
@@ -236,7 +246,10 @@ fn text_of_hash(hash: &[u8]) -> String {
 }
 
 fn text_of_time(time: SystemTime) -> Option<String> {
-    let time = OffsetDateTime::from(time);
-    let time = time.replace_millisecond(time.millisecond()).ok()?;
+    // File systems hold times that no calendar has.
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    let milliseconds = i128::try_from(since.as_millis()).ok()?;
+    let time =
+        OffsetDateTime::from_unix_timestamp_nanos(milliseconds.checked_mul(1_000_000)?).ok()?;
     time.format(&time::format_description::well_known::Rfc3339).ok()
 }

@@ -21,6 +21,9 @@ pub struct Remote {
 
 /// Statuses after which another attempt can succeed.
 const TRANSIENT: [u16; 5] = [408, 429, 502, 503, 504];
+/// Time without any answer after which a connection counts as broken. A server answers each line within ten minutes
+/// (`bulk.deadline_ms`).
+const SILENCE: Duration = Duration::from_secs(660);
 /// Time to connect.
 const CONNECT: Duration = Duration::from_secs(10);
 
@@ -32,7 +35,8 @@ impl Remote {
     pub fn try_new(url: &str, key: Option<String>) -> Result<Self, reqwest::Error> {
         let builder = reqwest::Client::builder()
             .user_agent(concat!("blip-server/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT);
+            .connect_timeout(CONNECT)
+            .read_timeout(SILENCE);
         // Plain HTTP needs no certificates, and a container image may have none.
         let plain = url.starts_with("http://");
         let client = if plain { builder.tls_certs_only([]) } else { builder }.build()?;
@@ -47,9 +51,10 @@ impl Remote {
             request = request.bearer_auth(key);
         }
         let response = request.body(reqwest::Body::wrap_stream(lines)).send().await;
+        let is_permanent = response.as_ref().is_err_and(reqwest::Error::is_builder);
         let response = response.map_err(|error| SendError {
             message: format!("no answer from {}: {}", self.url, with_causes(&error.without_url())),
-            retry_after: Some(Duration::ZERO),
+            retry_after: (!is_permanent).then_some(Duration::ZERO),
         })?;
         let status = response.status();
         if status.is_success() {

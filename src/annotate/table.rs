@@ -2,7 +2,7 @@
 //! ends the process, all rows but the last are whole. A resumed run begins with leaving out what is not.
 
 use std::collections::HashSet;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -24,49 +24,70 @@ pub(super) struct Table {
     /// `None` for standard output.
     file: Option<File>,
     /// `None` for JSON lines.
-    columns: Option<Columns>,
+    csv: Option<Columns>,
+    /// True until the first row: what the file holds then is replaced.
+    is_new: bool,
+}
+
+/// The pictures with rows of earlier runs.
+#[derive(Debug, Default)]
+pub(super) struct Earlier {
+    /// Those whose rows are kept.
+    pub(super) done: HashSet<String>,
+    /// Those whose rows are replaced: they failed or have changed.
+    pub(super) dropped: HashSet<String>,
+}
+
+/// How a table is opened.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Opening {
+    pub(super) existing: Existing,
+    pub(super) identity: Identity,
+    /// True if lines of a list may have questions of their own.
+    pub(super) has_lists: bool,
 }
 
 /// A row of an earlier run that is kept.
 struct Kept {
     path: String,
+    /// True if it is an error.
+    failed: bool,
     facts: FileFacts,
     bytes: Vec<u8>,
 }
 
 impl Table {
-    /// Opens a table. Returns also the paths of the pictures whose rows are kept.
+    /// Opens a table. Returns also the pictures that have rows.
     ///
     /// # Errors
-    /// If the file exists and must not be replaced, belongs to another command, or cannot be written.
+    /// If the file exists and must not be replaced, is used by another run, is no table of this command, or cannot be
+    /// written.
     pub(super) fn open(
         path: &Path,
         columns: Columns,
-        (existing, identity): (Existing, Identity),
+        opening: Opening,
         is_wanted: &dyn Fn(&str) -> bool,
-    ) -> Result<(Self, HashSet<String>), OutputError> {
+    ) -> Result<(Self, Earlier), OutputError> {
+        if path == Path::new("-") {
+            let table = Self { path: path.into(), file: None, csv: None, is_new: false };
+            return Ok((table, Earlier::default()));
+        }
         let is_csv =
             path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
-        let columns = is_csv.then_some(columns);
-        let error = |error: io::Error| OutputError::of("write", path, error);
-        if path == Path::new("-") {
-            return Ok((Self { path: path.into(), file: None, columns: None }, HashSet::new()));
-        }
-        let old = fs::metadata(path).map_or(0, |metadata| metadata.len());
-        let mut done = HashSet::new();
-        match existing {
-            Existing::Refuse if old > 0 => return Err(OutputError::Exists(path.into())),
-            Existing::Resume if old > 0 => {
-                let keep = |row: &Kept| is_wanted(&row.path) && row.is_current(identity);
-                done = compact(path, columns.as_ref(), &keep)?;
-            }
-            Existing::Refuse | Existing::Resume | Existing::Overwrite => {
-                let mut file = File::create(path).map_err(error)?;
-                file.write_all(&header(columns.as_ref())).map_err(error)?;
+        let mut file = locked(path)?;
+        let (mut earlier, mut is_new) = (Earlier::default(), true);
+        if file.metadata().is_ok_and(|metadata| metadata.len() > 0) {
+            match opening.existing {
+                Existing::Refuse => return Err(OutputError::Exists(path.into())),
+                Existing::Overwrite => {}
+                Existing::Resume => {
+                    earlier = compact(path, (&columns, is_csv), opening, is_wanted)?;
+                    (file, is_new) = (locked(path)?, false);
+                }
             }
         }
-        let file = OpenOptions::new().append(true).open(path).map_err(error)?;
-        Ok((Self { path: path.into(), file: Some(file), columns }, done))
+        let csv = is_csv.then_some(columns);
+        Ok((Self { path: path.into(), file: Some(file), csv, is_new }, earlier))
     }
 
     /// True unless the rows go to standard output.
@@ -79,7 +100,7 @@ impl Table {
     /// # Errors
     /// If it cannot be written. The table then ends with the row before it.
     pub(super) fn push(&mut self, item: &Item, outcome: &Outcome) -> Result<(), OutputError> {
-        let row = match &self.columns {
+        let mut row = match &self.csv {
             None => json_line(&Row::new(item, outcome.as_ref())),
             Some(columns) => csv_line(&cells(columns, item, outcome)),
         };
@@ -87,6 +108,18 @@ impl Table {
             None => {
                 let mut output = io::stdout().lock();
                 output.write_all(&row).and_then(|()| output.flush())
+            }
+            Some(file) if self.is_new => {
+                // Only now it is certain that the run works.
+                let header = header(self.csv.as_ref());
+                row.splice(0..0, header);
+                self.is_new = false;
+                let emptied = if file.metadata().is_ok_and(|it| it.len() > 0) {
+                    file.set_len(0)
+                } else {
+                    Ok(())
+                };
+                emptied.and_then(|()| append(file, &row))
             }
             Some(file) => append(file, &row),
         };
@@ -116,74 +149,100 @@ fn append(file: &mut File, bytes: &[u8]) -> io::Result<()> {
     })
 }
 
-/// Rewrites a table with the whole rows without an error that are still valid, and returns their paths.
+/// Opens a file to append to it, and locks it against other runs.
+fn locked(path: &Path) -> Result<File, OutputError> {
+    let file = OpenOptions::new().create(true).append(true).open(path);
+    let file = file.map_err(|error| OutputError::of("write", path, error))?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(OutputError::Busy(path.into())),
+        // A file system without locks is no reason not to write.
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
+    }
+}
+
+/// Rewrites a table with the whole rows without an error that are still valid.
 fn compact(
     path: &Path,
-    columns: Option<&Columns>,
-    keep: &dyn Fn(&Kept) -> bool,
-) -> Result<HashSet<String>, OutputError> {
+    table: (&Columns, bool),
+    opening: Opening,
+    is_wanted: &dyn Fn(&str) -> bool,
+) -> Result<Earlier, OutputError> {
+    let path = &fs::canonicalize(path).map_err(|error| OutputError::of("read", path, error))?;
     let new = beside(path);
-    let kept = copy_kept((path, &new), columns, keep).and_then(|done| {
-        fs::rename(&new, path).map_err(|error| OutputError::of("write", path, error))?;
-        Ok(done)
+    let write = |error: io::Error| OutputError::of("write", path, error);
+    let kept = copy_kept((path, &new), table, opening, is_wanted).and_then(|earlier| {
+        let old = fs::metadata(path).map_err(write)?;
+        fs::set_permissions(&new, old.permissions()).map_err(write)?;
+        fs::rename(&new, path).map_err(write)?;
+        Ok(earlier)
     });
     kept.inspect_err(|_| {
         let _ = fs::remove_file(&new);
     })
 }
 
-/// Copies the rows to keep from one file to another, and returns their paths.
+/// Copies the rows to keep from one file to another.
 fn copy_kept(
     (path, new): (&Path, &Path),
-    columns: Option<&Columns>,
-    keep: &dyn Fn(&Kept) -> bool,
-) -> Result<HashSet<String>, OutputError> {
+    (columns, is_csv): (&Columns, bool),
+    opening: Opening,
+    is_wanted: &dyn Fn(&str) -> bool,
+) -> Result<Earlier, OutputError> {
     let read = |error: io::Error| OutputError::of("read", path, error);
     let write = |error: io::Error| OutputError::of("write", path, error);
-    let mut done = HashSet::new();
+    let mut earlier = Earlier::default();
     let mut output = BufWriter::new(File::create(new).map_err(write)?);
-    output.write_all(&header(columns)).map_err(write)?;
+    output.write_all(&header(is_csv.then_some(columns))).map_err(write)?;
     let mut visit = |row: Kept| -> Result<(), OutputError> {
-        if keep(&row) && !done.contains(&row.path) {
+        let is_kept = !row.failed && is_wanted(&row.path) && row.is_current(opening.identity);
+        if is_kept && !earlier.done.contains(&row.path) {
             output.write_all(&row.bytes).map_err(write)?;
-            done.insert(row.path);
+            earlier.done.insert(row.path);
+        } else {
+            earlier.dropped.insert(row.path);
         }
         Ok(())
     };
     let input = BufReader::new(File::open(path).map_err(read)?);
-    match columns {
-        None => each_json_row(input, &mut visit, &read)?,
-        Some(columns) => each_csv_row(input, path, columns, &mut visit)?,
+    if is_csv {
+        each_csv_row(input, path, columns, &mut visit)?;
+    } else {
+        let fits = |row: &Map<String, Value>| columns.fits(row, opening.has_lists);
+        each_json_row(input, path, &fits, &mut visit)?;
     }
     output.flush().map_err(write)?;
-    Ok(done)
+    Ok(earlier)
 }
 
 /// Returns the path of a temporary file beside a file.
 pub(super) fn beside(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.{}.tmp", std::process::id()))
+    path.with_file_name(format!(".{name}.tmp"))
 }
 
 fn each_json_row(
     mut input: impl BufRead,
+    path: &Path,
+    fits: &dyn Fn(&Map<String, Value>) -> bool,
     visit: &mut dyn FnMut(Kept) -> Result<(), OutputError>,
-    failed: &dyn Fn(io::Error) -> OutputError,
 ) -> Result<(), OutputError> {
     loop {
         let mut bytes = Vec::new();
-        if input.read_until(b'\n', &mut bytes).map_err(failed)? == 0 {
+        let read = input.read_until(b'\n', &mut bytes);
+        // A row that was torn has no line break.
+        if read.map_err(|error| OutputError::of("read", path, error))? == 0
+            || !bytes.ends_with(b"\n")
+        {
             return Ok(());
         }
-        // A row that was torn has no line break, or is no JSON.
-        let row: Option<Map<String, Value>> =
-            bytes.ends_with(b"\n").then(|| serde_json::from_slice(&bytes).ok()).flatten();
-        let Some(row) = row.filter(|row| !row.contains_key(ERROR)) else { continue };
+        let no_table = || OutputError::OtherColumns(path.into());
+        let row: Map<String, Value> = serde_json::from_slice(&bytes).map_err(|_| no_table())?;
         let text = |name: &str| row.get(name).and_then(Value::as_str).map(str::to_owned);
-        let Some(path) = text("path") else { continue };
+        let failed = row.contains_key(ERROR);
+        let name = text("path").filter(|_| failed || fits(&row)).ok_or_else(no_table)?;
         let size = row.get("size").and_then(Value::as_u64);
         let facts = FileFacts { size, modified: text("modified"), sha256: text("sha256") };
-        visit(Kept { path, facts, bytes })?;
+        visit(Kept { path: name, failed, facts, bytes })?;
     }
 }
 
@@ -206,16 +265,17 @@ fn each_csv_row(
         let is_torn = row.len() != expected.len() || (rows.peek().is_none() && !ends_well);
         let cells: Vec<String> =
             row.iter().map(|cell| String::from_utf8_lossy(cell).into_owned()).collect();
-        if is_torn || cells.last().is_none_or(|error| !error.is_empty()) {
+        if is_torn {
             continue;
         }
+        let failed = cells.last().is_some_and(|error| !error.is_empty());
         let given = |at: usize| Some(cells[at].clone()).filter(|cell| !cell.is_empty());
         let facts = FileFacts {
             size: given(1).and_then(|size| size.parse().ok()),
             modified: given(2),
             sha256: given(3),
         };
-        visit(Kept { path: cells[0].clone(), facts, bytes: csv_line(&cells) })?;
+        visit(Kept { path: cells[0].clone(), failed, facts, bytes: csv_line(&cells) })?;
     }
     Ok(())
 }

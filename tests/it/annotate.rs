@@ -128,7 +128,7 @@ fn a_csv_table_holds_any_path_and_is_resumed() {
     output(folder.path(), &arguments, 1);
     let other = ["caption", ".", "--output", "t.csv", "--resume", "--server", &url];
     let (_, log) = output(folder.path(), &other, 1);
-    assert!(log.contains("other columns"), "{log}");
+    assert!(log.contains("other columns or fields"), "{log}");
     // One picture has changed, the end of the table is torn, and the broken file is mended.
     fs::write(folder.path().join("plain.png"), png(99)).unwrap();
     fs::write(folder.path().join("torn.jpg"), png(98)).unwrap();
@@ -342,6 +342,54 @@ fn a_server_that_stops_loses_nothing() {
     let rows = rows(&fs::read_to_string(&table).unwrap());
     assert_eq!(paths(&rows).len(), names.len());
     assert!(rows.iter().all(|row| row.get("error").is_none()), "{rows:?}");
+}
+
+#[test]
+fn resuming_replaces_nothing_that_is_not_its_own() {
+    let mut server = ServerProcess::start(&[], &[]);
+    let url = url(&mut server);
+    let folder = folder(&["a.png", "b.png"]);
+    fs::write(folder.path().join("a.txt"), "by hand").unwrap();
+    let caption =
+        ["caption", ".", "-o", "t.jsonl", "--sidecar", "txt", "--resume", "--server", &url];
+    output(folder.path(), &caption, 0);
+    assert_eq!(fs::read_to_string(folder.path().join("a.txt")).unwrap(), "by hand");
+    assert!(folder.path().join("b.txt").exists());
+    // A picture whose file beside it is gone is done again, and has one row.
+    fs::remove_file(folder.path().join("b.txt")).unwrap();
+    let (_, log) = output(folder.path(), &caption, 0);
+    assert!(log.contains("1 done, 0 failed, 1 done before"), "{log}");
+    assert_eq!(paths(&rows(&fs::read_to_string(folder.path().join("t.jsonl")).unwrap())).len(), 2);
+    // Rows of another command or question, and files that are no tables.
+    let ask =
+        |question| ["ask", ".", "-q", question, "-o", "q.jsonl", "--resume", "--server", &url];
+    output(folder.path(), &ask("one?"), 0);
+    let (_, log) = output(folder.path(), &ask("two?"), 1);
+    assert!(log.contains("other columns or fields"), "{log}");
+    fs::write(folder.path().join("notes.txt"), "my notes\n").unwrap();
+    let notes = ["caption", ".", "-o", "notes.txt", "--resume", "--server", &url];
+    output(folder.path(), &notes, 1);
+    assert_eq!(fs::read_to_string(folder.path().join("notes.txt")).unwrap(), "my notes\n");
+    // What is replaced stays until the first answer.
+    let before = fs::read(folder.path().join("q.jsonl")).unwrap();
+    let wrong = [
+        "ask",
+        ".",
+        "-q",
+        "a?",
+        "-o",
+        "q.jsonl",
+        "--overwrite",
+        "--num-beams",
+        "99",
+        "--server",
+        &url,
+    ];
+    output(folder.path(), &wrong, 2);
+    assert_eq!(fs::read(folder.path().join("q.jsonl")).unwrap(), before);
+    let right = ["ask", ".", "-q", "a?", "-o", "q.jsonl", "--overwrite", "--server", &url];
+    output(folder.path(), &right, 0);
+    assert_eq!(rows(&fs::read_to_string(folder.path().join("q.jsonl")).unwrap()).len(), 2);
 }
 
 #[cfg(target_os = "linux")]

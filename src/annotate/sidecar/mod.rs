@@ -69,14 +69,25 @@ impl Sidecars {
         paths.next().map(|(_, path)| path)
     }
 
-    /// True if all files beside this picture exist and none is older than it.
-    pub(super) fn are_done(&self, picture: &Path) -> bool {
+    /// True if all files beside this picture have an answer.
+    pub(super) fn exist(&self, picture: &Path) -> bool {
+        self.paths(picture).all(|(format, path)| self.holds_answer(format, &path))
+    }
+
+    /// True if all files beside this picture have an answer.
+    ///
+    /// # Errors
+    /// The path of one that is older than the picture, which may have changed.
+    pub(super) fn are_done(&self, picture: &Path) -> Result<bool, PathBuf> {
         let time = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+        if self.formats.is_empty() || !self.exist(picture) {
+            return Ok(false);
+        }
         let of_picture = time(picture);
-        let is_done = |(format, path): (SidecarFormat, PathBuf)| {
-            time(&path).is_some_and(|it| Some(it) >= of_picture) && self.holds_answer(format, &path)
-        };
-        !self.formats.is_empty() && self.paths(picture).all(is_done)
+        match self.paths(picture).find(|(_, path)| time(path) < of_picture) {
+            None => Ok(true),
+            Some((_, path)) => Err(path),
+        }
     }
 
     /// True if a file beside a picture has an answer. An XMP file may have other data only; nothing is known of one that
@@ -93,7 +104,7 @@ impl Sidecars {
         }
     }
 
-    /// Writes all files beside a picture, each by renaming a complete one.
+    /// Writes all files beside a picture, each by renaming a complete one. Without `replaces`, those with an answer stay.
     ///
     /// # Errors
     /// If one cannot be written.
@@ -102,8 +113,12 @@ impl Sidecars {
         picture: &Path,
         item: &Item,
         answer: &Map<String, Value>,
+        replaces: bool,
     ) -> io::Result<()> {
         for (format, path) in self.paths(picture) {
+            if !replaces && self.holds_answer(format, &path) {
+                continue;
+            }
             let text = match format {
                 SidecarFormat::Json => {
                     let row = serde_json::to_string_pretty(&Row::new(item, Ok(answer)))?;
@@ -145,10 +160,13 @@ impl Sidecars {
 
     /// Returns the files beside a picture.
     fn paths(&self, picture: &Path) -> impl Iterator<Item = (SidecarFormat, PathBuf)> {
-        let is_shared = !self.formats.is_empty() && self.shares_stem(picture);
+        let formats = &self.formats;
+        let is_own = |format: &SidecarFormat| picture.with_extension(format.extension()) == picture;
+        let is_full = !formats.is_empty()
+            && (!is_picture(picture) || formats.iter().any(is_own) || self.shares_stem(picture));
         self.formats.iter().map(move |&format| {
             let extension = format.extension();
-            let path = if is_shared || format == SidecarFormat::Xmp {
+            let path = if is_full || format == SidecarFormat::Xmp {
                 let mut name = picture.as_os_str().to_owned();
                 name.push(format!(".{extension}"));
                 name.into()
@@ -190,10 +208,16 @@ fn stems_of(folder: &Path) -> Stems {
     stems
 }
 
-/// Replaces a file in one step.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Replaces a file in one step. It keeps its permissions, and a link still leads to it.
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let new = beside(path);
-    let written = fs::write(&new, bytes).and_then(|()| fs::rename(&new, path));
+    let written = fs::write(&new, bytes).and_then(|()| {
+        if let Ok(old) = fs::metadata(path) {
+            fs::set_permissions(&new, old.permissions())?;
+        }
+        fs::rename(&new, path)
+    });
     written.inspect_err(|_| {
         let _ = fs::remove_file(&new);
     })

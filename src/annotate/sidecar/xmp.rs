@@ -22,6 +22,8 @@ pub(super) enum XmpError {
     NoRdf,
     #[error("its dc:description is no list of texts by language")]
     OtherDescription,
+    #[error("its structure is not understood")]
+    NotUnderstood,
 }
 
 /// What a file contains of the description. Positions are in bytes.
@@ -38,6 +40,10 @@ struct Found {
     /// Where `</rdf:Alt>` begins.
     alt_end: usize,
     entries: Vec<Entry>,
+    /// Number of elements around `dc:description`, while the reader is in it.
+    inside: Option<usize>,
+    /// True if the description is an attribute.
+    is_attribute: bool,
 }
 
 /// A start tag, or an empty one.
@@ -60,11 +66,21 @@ struct Entry {
 /// A part of a file that is replaced.
 type Edit = (Range<usize>, String);
 
-/// Returns the description in this language; `None` without a language is the default.
+/// Returns the description in this language; `None` without a language is the default. Blank texts do not count.
 pub(super) fn description(file: &str, language: Option<&str>) -> Result<Option<String>, XmpError> {
+    let (_, file) = without_mark(file);
     let found = Found::read(file)?;
-    let entry = found.entry(language.unwrap_or(DEFAULT));
-    Ok(entry.map(|entry| file[entry.content.clone()].to_owned()))
+    let text = found.entry(language_of(language)).map(|entry| &file[entry.content.clone()]);
+    Ok(text.filter(|text| !text.trim().is_empty()).map(str::to_owned))
+}
+
+/// Splits a byte order mark off, which the positions of the parser do not count.
+fn without_mark(file: &str) -> (&str, &str) {
+    file.split_at(if file.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 })
+}
+
+fn language_of(language: Option<&str>) -> &str {
+    language.unwrap_or(DEFAULT)
 }
 
 /// Returns a file with only a description.
@@ -83,22 +99,32 @@ pub(super) fn new(text: &str, language: Option<&str>) -> String {
 /// # Errors
 /// If the file is no XMP, or has a description of another kind.
 pub(super) fn merged(file: &str, text: &str, language: Option<&str>) -> Result<String, XmpError> {
+    let language = language.filter(|language| !language.eq_ignore_ascii_case(DEFAULT));
+    let (mark, file) = without_mark(file);
     let found = Found::read(file)?;
+    if found.is_attribute {
+        return Err(XmpError::OtherDescription);
+    }
     let mut edits = if let Some(alt) = &found.alt {
-        found.edits_of_list(alt, text, language)
+        found.edits_of_list(file, alt, text, language)
     } else if found.texts.is_some() {
         return Err(XmpError::OtherDescription);
     } else {
         vec![found.new_list(file, text, language)?]
     };
     edits.sort_by_key(|(range, _)| (range.start, range.end));
-    let (mut result, mut copied) = (String::with_capacity(file.len() + text.len() + 256), 0);
+    let (mut result, mut copied) = (mark.to_owned(), 0);
     for (range, new) in edits {
         result.push_str(&file[copied..range.start]);
         result.push_str(&new);
         copied = range.end;
     }
     result.push_str(&file[copied..]);
+    // Whatever the file contained: what is written must read back as the text.
+    let written = description(&result, language).ok().flatten();
+    if written.as_deref() != Some(escaped(text).as_str()) {
+        return Err(XmpError::NotUnderstood);
+    }
     Ok(result)
 }
 
@@ -150,17 +176,17 @@ impl Found {
         let full = tag.name().as_ref().to_owned();
         let tag_of = || Tag { at: at.clone(), name: full.clone(), is_empty };
         if is_rdf && name == "Description" && is_last(open, "RDF") && self.description.is_none() {
+            // The prefix is the same in all files that we know of.
+            self.is_attribute |=
+                tag.attributes().flatten().any(|it| it.key.as_ref() == "dc:description");
             self.description = Some(tag_of());
-        } else if is_dc
-            && name == "description"
-            && is_last(open, "Description")
-            && self.texts.is_none()
-        {
+        } else if is_dc && name == "description" && is_top(open) && self.texts.is_none() {
             self.texts = Some(at);
-        } else if is_rdf && name == "Alt" && self.alt.is_none() && is_in_texts(open, 1) {
+            self.inside = (!is_empty).then_some(open.len());
+        } else if is_rdf && name == "Alt" && self.alt.is_none() && self.is_in_texts(open, 1) {
             self.alt_end = at.end;
             self.alt = Some(tag_of());
-        } else if is_rdf && name == "li" && is_in_texts(open, 2) {
+        } else if is_rdf && name == "li" && self.is_in_texts(open, 2) {
             let language =
                 tag.attributes().flatten().find(|attribute| attribute.key.as_ref() == "xml:lang");
             let language = language.map(|it| it.value.into_owned());
@@ -181,18 +207,23 @@ impl Found {
     ) {
         if is_rdf && name == "RDF" {
             self.rdf_end = Some(at.start);
-        } else if is_rdf && name == "Alt" && is_in_texts(open, 1) {
+        } else if is_rdf && name == "Alt" && self.is_in_texts(open, 1) {
             self.alt_end = at.start;
-        } else if is_rdf && name == "li" && is_in_texts(open, 2) {
+        } else if is_rdf && name == "li" && self.is_in_texts(open, 2) {
             if let Some(entry) = self.entries.last_mut() {
                 entry.content.end = at.start;
             }
-        } else if is_dc
-            && name == "description"
-            && let Some(texts) = &mut self.texts
-        {
-            texts.end = at.end;
+        } else if is_dc && self.inside == Some(open.len()) {
+            self.inside = None;
+            if let Some(texts) = &mut self.texts {
+                texts.end = at.end;
+            }
         }
+    }
+
+    /// True if `depth` elements are open in `dc:description`, itself included.
+    fn is_in_texts(&self, open: &[(bool, bool, String)], depth: usize) -> bool {
+        self.inside.is_some_and(|around| open.len() == around + depth)
     }
 
     fn entry(&self, language: &str) -> Option<&Entry> {
@@ -200,7 +231,13 @@ impl Found {
     }
 
     /// Replaces the texts of the languages, or adds them.
-    fn edits_of_list(&self, alt: &Tag, text: &str, language: Option<&str>) -> Vec<Edit> {
+    fn edits_of_list(
+        &self,
+        file: &str,
+        alt: &Tag,
+        text: &str,
+        language: Option<&str>,
+    ) -> Vec<Edit> {
         let prefix = alt.name.rsplit_once(':').map_or("", |(prefix, _)| prefix);
         let colon = if prefix.is_empty() { "" } else { ":" };
         let entry = |language: &str| {
@@ -211,7 +248,11 @@ impl Found {
             )
         };
         let mut languages = vec![language.unwrap_or(DEFAULT)];
-        if language.is_some() && self.entry(DEFAULT).is_none() {
+        // The default text follows that of the language, unless it is another.
+        let content = |language: &str| self.entry(language).map(|it| &file[it.content.clone()]);
+        let follows = content(DEFAULT).is_none()
+            || language.is_some_and(|language| content(language) == content(DEFAULT));
+        if language.is_some() && follows {
             languages.insert(0, DEFAULT);
         }
         if alt.is_empty {
@@ -253,10 +294,9 @@ fn is_last(open: &[(bool, bool, String)], name: &str) -> bool {
     open.last().is_some_and(|(is_rdf, _, last)| *is_rdf && last == name)
 }
 
-/// True if the element `depth` levels up is `dc:description`.
-fn is_in_texts(open: &[(bool, bool, String)], depth: usize) -> bool {
-    let above = open.len().checked_sub(depth).and_then(|at| open.get(at));
-    above.is_some_and(|(_, is_dc, name)| *is_dc && name == "description")
+/// True in an `rdf:Description` of the picture itself, not of something that the file describes within it.
+fn is_top(open: &[(bool, bool, String)]) -> bool {
+    is_last(open, "Description") && is_last(&open[..open.len() - 1], "RDF")
 }
 
 fn is(namespace: &ResolveResult<'_>, name: &str) -> bool {
@@ -330,6 +370,42 @@ mod tests {
         assert_eq!(texts(&german), expected);
         let added = "<rdf:li xml:lang=\"de\">zwei Katzen</rdf:li>";
         assert_eq!(german.replace(added, ""), twice);
+    }
+
+    #[test]
+    fn only_the_description_of_the_picture_itself_is_changed() {
+        let other = format!(
+            "<p:Pantry xmlns:p='p'><r:Bag><r:li><r:Description><d:description xmlns:d='{DC}'><r:Alt>\
+             <r:li xml:lang='x-default'>NESTED</r:li></r:Alt></d:description></r:Description></r:li></r:Bag></p:Pantry>"
+        );
+        let file =
+            RATED.replace("xmp:Rating='5'/>", &format!("xmp:Rating='5'>{other}</r:Description>"));
+        assert_eq!(description(&file, None).unwrap(), None);
+        let changed = merged(&file, "a cat", None).unwrap();
+        assert_eq!(changed.replace(&list_of("a cat", None), ""), file);
+        assert_eq!(description(&changed, None).unwrap().as_deref(), Some("a cat"));
+        let attribute = RATED.replace("xmp:Rating='5'", "dc:description='HUMAN'");
+        assert!(matches!(merged(&attribute, "a cat", None), Err(XmpError::OtherDescription)));
+    }
+
+    #[test]
+    fn a_byte_order_mark_stays_in_front() {
+        let marked = format!("\u{feff}{RATED}");
+        let changed = merged(&marked, "a cat", None).unwrap();
+        assert_eq!(changed, format!("\u{feff}{}", merged(RATED, "a cat", None).unwrap()));
+    }
+
+    #[test]
+    fn the_default_text_follows_the_language_unless_it_is_another() {
+        let same = merged(RATED, "one", Some("en")).unwrap();
+        let changed = merged(&same, "two", Some("en")).unwrap();
+        assert_eq!(description(&changed, None).unwrap().as_deref(), Some("two"));
+        let other = merged(&changed, "zwei", Some("de")).unwrap();
+        assert_eq!(description(&other, None).unwrap().as_deref(), Some("two"));
+        assert_eq!(
+            merged(RATED, "x", Some("x-default")).unwrap(),
+            merged(RATED, "x", None).unwrap()
+        );
     }
 
     #[test]

@@ -87,6 +87,26 @@ impl Request {
         }
     }
 
+    /// Checks what neither the argument parser nor the check of the request can tell.
+    fn check(&self, files: &FilesArguments) -> Result<(), CommandError> {
+        let wrong = |text: &str| Err(CommandError::Usage(text.to_owned()));
+        let has_texts = !matches!(self.kind, Kind::Match | Kind::Embed);
+        let is_text = |sidecar: &args::Sidecar| !matches!(sidecar, args::Sidecar::Json);
+        if self.kind == Kind::Ask && !self.fields.contains_key("questions") && !files.has_lists() {
+            return wrong("ask needs at least one --question");
+        }
+        if !has_texts && files.sidecar.iter().any(is_text) {
+            return wrong("this command has no texts for txt and xmp files; use --sidecar json");
+        }
+        if self.least_match.is_some_and(|least| !(0.0..=1.0).contains(&least)) {
+            return wrong("--verify takes a probability from 0 to 1");
+        }
+        if self.npy.is_some() && self.npy == files.output {
+            return wrong("--npy and --output name the same file");
+        }
+        Ok(())
+    }
+
     fn into_job(self, files: &FilesArguments, max_image_bytes: usize) -> Result<Job, CommandError> {
         let pictures = Pictures::try_new(
             files.paths.clone(),
@@ -131,10 +151,7 @@ pub(super) fn run(
             _ => return Err(CommandError::Usage("--server takes one --model".to_owned())),
         }
     }
-    if request.kind == Kind::Ask && !request.fields.contains_key("questions") && !files.has_lists()
-    {
-        return Err(CommandError::Usage("ask needs at least one --question".to_owned()));
-    }
+    request.check(files)?;
     let job = request.into_job(files, config.http.input.max_image_bytes)?;
     if files.dry_run {
         return list(&job);
@@ -152,7 +169,10 @@ pub(super) fn run(
             if config.models.is_empty() {
                 config.models = ModelSource::demo();
             }
-            let local = App::start_local(config).await;
+            let local = tokio::select! {
+                local = App::start_local(config) => local,
+                () = stop.cancelled() => return report(&Summary { interrupted: true, ..Summary::default() }),
+            };
             let local = local.map_err(|error| CommandError::of_server("cannot start", error))?;
             let ran = run.through(&local, Arc::clone(&bar) as _, stop).await;
             local.stop();
@@ -189,7 +209,7 @@ fn list(job: &Job) -> Result<(), CommandError> {
 fn of_run(error: RunError) -> CommandError {
     match error {
         RunError::Parameters(detail) => CommandError::Usage(detail),
-        error @ (RunError::Output(_) | RunError::Service(_)) => {
+        error @ (RunError::Output(_) | RunError::Service(_) | RunError::Reader) => {
             CommandError::Negative(error.to_string())
         }
     }

@@ -22,7 +22,7 @@ pub(super) fn object_or_null<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     Ok(value.map(|FromObject(value)| value))
 }
 
-/// Deserializes a whole number or null. Numbers beyond 64 bits are clamped.
+/// Deserializes a whole number of 64 bits or null.
 pub(super) fn integer_or_null<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<i64>, D::Error> {
@@ -45,14 +45,16 @@ impl Visitor<'_> for IntegerVisitor {
     }
 
     fn visit_u64<E: Error>(self, value: u64) -> Result<Integer, E> {
-        Ok(Integer(i64::try_from(value).unwrap_or(i64::MAX)))
+        let number = i64::try_from(value);
+        number.map(Integer).map_err(|_| E::invalid_value(Unexpected::Unsigned(value), &self))
     }
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<Integer, E> {
-        if value.fract() == 0.0 {
+        // The next number below 2^63 that a double can hold.
+        if value.fract() == 0.0 && value.abs() <= 9_223_372_036_854_774_784.0 {
             return Ok(Integer(value as i64));
         }
-        Err(E::invalid_type(Unexpected::Float(value), &self))
+        Err(E::invalid_value(Unexpected::Float(value), &self))
     }
 }
 
@@ -74,12 +76,14 @@ mod tests {
             (json!(4.0), Some(4)),
             (json!(-1e0), Some(-1)),
             (json!(null), None),
-            (json!(u64::MAX), Some(i64::MAX)),
-            (json!(1e300), Some(i64::MAX)),
+            (json!(i64::MAX), Some(i64::MAX)),
+            (json!(-9e18), Some(-9_000_000_000_000_000_000)),
         ] {
             assert_eq!(integer_or_null(&value).unwrap(), expected, "{value}");
         }
-        for value in [json!(4.5), json!("4"), json!([4]), json!(true)] {
+        for value in
+            [json!(4.5), json!("4"), json!([4]), json!(true), json!(u64::MAX), json!(1e300)]
+        {
             assert!(integer_or_null(&value).is_err(), "{value}");
         }
     }

@@ -84,7 +84,9 @@ impl Scrape {
     /// # Panics
     /// When that does not come: something was lost inside.
     pub(crate) async fn of_idle(address: SocketAddr) -> Self {
-        Self::when(address, "nothing is in flight", Self::is_idle).await
+        Self::when(address, "nothing is in flight", Self::is_idle).await;
+        // A scrape reads one metric after the other, so counters of the last one may be older than its gauges.
+        Self::of(address).await
     }
 
     /// Waits until a server has nothing in flight and no other connection.
@@ -94,7 +96,8 @@ impl Scrape {
     pub(crate) async fn of_deserted(address: SocketAddr) -> Self {
         let deserted =
             |scrape: &Self| scrape.is_idle() && scrape.sum("blip_http_connections", &[]) == 1;
-        Self::when(address, "nothing is in flight or connected", deserted).await
+        Self::when(address, "nothing is in flight or connected", deserted).await;
+        Self::of(address).await
     }
 
     /// Reads the metrics until they are as told.

@@ -145,7 +145,7 @@ fn a_csv_table_holds_any_path_and_is_resumed() {
 #[test]
 fn a_run_that_was_killed_is_resumed_without_a_gap_or_a_second_row() {
     // Slow enough that every kill comes in the middle.
-    let mut server = ServerProcess::start(&["--image-us", "20000"], &[]);
+    let mut server = ServerProcess::start(&["--image-us", "50000"], &[]);
     let url = url(&mut server);
     let names: Vec<String> = (0..60).map(|number| format!("{}/{number}.png", number % 7)).collect();
     let folder = folder(&names.iter().map(String::as_str).collect::<Vec<_>>());
@@ -177,7 +177,7 @@ fn a_run_that_was_killed_is_resumed_without_a_gap_or_a_second_row() {
 
 #[test]
 fn an_interrupted_run_keeps_what_is_done() {
-    let mut server = ServerProcess::start(&["--image-us", "20000"], &[]);
+    let mut server = ServerProcess::start(&["--image-us", "50000"], &[]);
     let url = url(&mut server);
     let names: Vec<String> = (0..60).map(|number| format!("{number}.png")).collect();
     let folder = folder(&names.iter().map(String::as_str).collect::<Vec<_>>());
@@ -321,7 +321,7 @@ fn a_wrong_command_says_so_before_it_works() {
 
 #[test]
 fn a_server_that_stops_loses_nothing() {
-    let mut server = ServerProcess::start(&["--image-us", "20000"], &[]);
+    let mut server = ServerProcess::start(&["--image-us", "50000"], &[]);
     let url = url(&mut server);
     let names: Vec<String> = (0..40).map(|number| format!("{number}.png")).collect();
     let folder = folder(&names.iter().map(String::as_str).collect::<Vec<_>>());

@@ -21,10 +21,7 @@ pub(super) struct Columns {
 impl Columns {
     /// Returns the columns for requests with these fields.
     pub(super) fn new(kind: Kind, fields: &Map<String, Value>) -> Self {
-        let texts = |name: &str| -> Vec<String> {
-            let texts = fields.get(name).and_then(Value::as_array);
-            texts.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
-        };
+        let texts = |name: &str| strings(fields.get(name), None);
         let mut count = 1;
         let names = match kind {
             Kind::Caption if fields.contains_key("candidates") => {
@@ -110,36 +107,37 @@ impl Columns {
 
 /// True if a row is an answer of this task to these questions.
 fn is_answer(kind: Kind, fields: &Map<String, Value>, row: &Map<String, Value>) -> bool {
-    let texts = |list: Option<&Value>, name: Option<&str>| -> Vec<String> {
-        let entries = list.and_then(Value::as_array).into_iter().flatten();
-        let text = |entry: &Value| {
-            name.map_or(Some(entry), |name| entry.get(name))
-                .and_then(Value::as_str)
-                .map(str::to_owned)
-        };
-        entries.filter_map(text).collect()
-    };
     match kind {
         Kind::Caption => row.contains_key("captions") || row.contains_key("ranking"),
         Kind::Ask => {
-            let asked = texts(fields.get("questions"), None);
+            let asked = strings(fields.get("questions"), None);
             row.contains_key("answers")
-                && (asked.is_empty() || asked == texts(row.get("answers"), Some("question")))
+                && (asked.is_empty() || asked == strings(row.get("answers"), Some("question")))
         }
         Kind::Match => {
-            let asked = texts(fields.get("texts"), None).len();
+            let asked = strings(fields.get("texts"), None).len();
             let scores = row.get("scores").and_then(|scores| scores.get(0)?.as_array());
             scores.is_some_and(|scores| scores.len() == asked)
         }
         Kind::Embed => row.contains_key("embedding"),
         Kind::Classify => {
             let (mut asked, mut found) =
-                (texts(fields.get("labels"), None), texts(row.get("labels"), Some("label")));
+                (strings(fields.get("labels"), None), strings(row.get("labels"), Some("label")));
             asked.sort_unstable();
             found.sort_unstable();
             asked == found
         }
     }
+}
+
+/// Returns the texts of a list, or those of a field of its objects.
+fn strings(list: Option<&Value>, field: Option<&str>) -> Vec<String> {
+    let entries = list.and_then(Value::as_array).into_iter().flatten();
+    let text = |entry: &Value| {
+        let text = field.map_or(Some(entry), |field| entry.get(field));
+        text.and_then(Value::as_str).map(str::to_owned)
+    };
+    entries.filter_map(text).collect()
 }
 
 /// Returns a value as the text of a cell.
@@ -156,9 +154,7 @@ pub(super) fn texts(kind: Kind, answer: &Map<String, Value>) -> Vec<String> {
         Kind::Classify => ("labels", "label"),
         Kind::Match | Kind::Embed => return Vec::new(),
     };
-    let entries = answer.get(list).and_then(Value::as_array).into_iter().flatten();
-    let texts: Vec<String> =
-        entries.filter_map(|entry| entry.get(field)?.as_str()).map(str::to_owned).collect();
+    let texts = strings(answer.get(list), Some(field));
     // Labels and ranked candidates are alternatives, so only the best counts.
     let most = if matches!(list, "labels" | "ranking") { 1 } else { usize::MAX };
     texts.into_iter().take(most).collect()

@@ -27,9 +27,9 @@ pub enum OutputError {
     Io {
         /// "read" or "write".
         action: &'static str,
-        /// The file.
+        /// The table, the vectors, or the list of their paths.
         path: PathBuf,
-        /// Why.
+        /// The error of the operating system.
         source: io::Error,
     },
     /// A table to continue is not one of this command with these questions, texts or labels.
@@ -44,7 +44,7 @@ pub enum OutputError {
     /// An embedding has another length than those before it.
     #[error("{} holds vectors of {expected} values, but the model returns {found}; use another file, or --overwrite", path.display())]
     Width {
-        /// The file.
+        /// The file of vectors.
         path: PathBuf,
         /// Number of values of a vector of the file.
         expected: usize,

@@ -71,7 +71,8 @@ impl Pictures {
     }
 
     /// True if lines of a list may have fields of their own.
-    pub(super) fn has_lists(&self) -> bool {
+    #[must_use]
+    pub fn has_lists(&self) -> bool {
         !self.lists.is_empty() || self.paths.iter().any(|path| path == "-")
     }
 

@@ -13,7 +13,7 @@ use super::outputs::OutputError;
 use super::row::{self, FileFacts, Item, Outcome, Row};
 use super::{Existing, Identity, reader};
 
-/// The rows of the file itself, in each CSV table.
+/// The first columns of each CSV table, which say which file a row is about.
 const OF_FILE: [&str; 4] = ["path", "size", "modified", "sha256"];
 const ERROR: &str = "error";
 
@@ -47,7 +47,7 @@ pub(super) struct Opening {
     pub(super) has_lists: bool,
 }
 
-/// A row of an earlier run that is kept.
+/// A row of an earlier run.
 struct Kept {
     path: String,
     /// True if it is an error.

@@ -74,11 +74,6 @@ impl FilesArguments {
     pub(in crate::cli) fn uses_server(&self) -> bool {
         self.server.is_some()
     }
-
-    /// True if lines of a list may have fields of their own.
-    pub(super) fn has_lists(&self) -> bool {
-        !self.lists.is_empty() || self.paths.iter().any(|path| path == "-")
-    }
 }
 
 /// A kind of files beside pictures.

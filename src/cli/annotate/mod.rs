@@ -92,9 +92,6 @@ impl Request {
         let wrong = |text: &str| Err(CommandError::Usage(text.to_owned()));
         let has_texts = !matches!(self.kind, Kind::Match | Kind::Embed);
         let is_text = |sidecar: &args::Sidecar| !matches!(sidecar, args::Sidecar::Json);
-        if self.kind == Kind::Ask && !self.fields.contains_key("questions") && !files.has_lists() {
-            return wrong("ask needs at least one --question");
-        }
         if !has_texts && files.sidecar.iter().any(is_text) {
             return wrong("this command has no texts for txt and xmp files; use --sidecar json");
         }
@@ -115,6 +112,10 @@ impl Request {
             &files.exclude,
         );
         let pictures = pictures.map_err(|error| CommandError::Usage(error.to_string()))?;
+        if self.kind == Kind::Ask && !self.fields.contains_key("questions") && !pictures.has_lists()
+        {
+            return Err(CommandError::Usage("ask needs at least one --question".to_owned()));
+        }
         let has_other = !files.sidecar.is_empty() || self.npy.is_some();
         Ok(Job {
             kind: self.kind,

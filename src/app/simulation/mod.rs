@@ -25,8 +25,9 @@
 //! - in the end all gauges are zero, all threads have ended, and the counts of requests and answers agree,
 //! - the same seed gives the same log.
 //!
-//! The long version is run with `cargo test --release --lib -- --ignored --nocapture simulation::long`. A failure names
-//! its seed; `BLIP_SIMULATION_SEED=<seed> cargo test --lib -- --ignored --nocapture simulation::replay` prints its log.
+//! The long version is run with `cargo test --release --lib -- --ignored --nocapture simulation::long`, from another
+//! seed than 0 if `BLIP_SIMULATION_SEED` names one. A failure names its seed;
+//! `BLIP_SIMULATION_SEED=<seed> cargo test --lib -- --ignored --nocapture simulation::replay` prints its log.
 
 mod answer;
 mod backend;
@@ -209,19 +210,24 @@ fn many_seeds() {
 #[test]
 #[ignore = "long"]
 fn long() {
-    explore(0..LONG, Duration::MAX);
+    explore(seed_argument().unwrap_or(0)..LONG, Duration::MAX);
 }
 
 #[test]
 #[ignore = "replays the seed of a failure"]
 fn replay() {
-    #[expect(clippy::disallowed_methods, reason = "an argument of this test, not a setting")]
-    let seed = std::env::var("BLIP_SIMULATION_SEED").expect("set BLIP_SIMULATION_SEED");
-    let seed = seed.parse().expect("a number");
+    let seed = seed_argument().expect("set BLIP_SIMULATION_SEED");
     silence_scripted_panics();
     let findings = simulate(seed, None);
     report(seed, &findings, usize::MAX);
     assert!(findings.violations.is_empty());
+}
+
+/// Returns the seed that `BLIP_SIMULATION_SEED` names, if it is set.
+fn seed_argument() -> Option<u64> {
+    #[expect(clippy::disallowed_methods, reason = "an argument of a test, not a setting")]
+    let seed = std::env::var("BLIP_SIMULATION_SEED").ok()?;
+    Some(seed.parse().expect("BLIP_SIMULATION_SEED is a number"))
 }
 
 /// The mended defects. In each line: a defect, and the first seed that finds it. If a change of the scenarios moves the

@@ -29,6 +29,7 @@
 //! | `mutations` | mended defects that tests bring back, to show that they are found |
 //! | `platform` | the clock and the threads of the process, which a simulation replaces |
 //! | `http` | router, endpoints, extractors, errors, OpenAPI |
+//! | `mcp` | the tools of the Model Context Protocol: their arguments, files and answers |
 //! | `annotate` | runs one task over many pictures: finds them, writes tables and files beside them |
 //! | `telemetry` | logging and metrics |
 //! | `settings` | how a folder declares its settings: the trait, checks, and the forms in which values are written |
@@ -51,6 +52,7 @@ pub mod hub;
 pub mod images;
 pub mod input;
 pub mod kernels;
+pub mod mcp;
 pub mod model;
 mod mutations;
 mod platform;

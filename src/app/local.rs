@@ -1,12 +1,13 @@
-//! The service without a listener, for the commands that process files: the same routes, engine and caches, called in this
-//! process.
+//! The service without a listener, for the commands that process files and for `mcp`: the same routes, engine and caches,
+//! called in this process.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::{Request, header};
+use axum::http::{Method, Request, header};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
@@ -19,6 +20,7 @@ use crate::annotate::{BulkService, Lines, SendError};
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::http;
+use crate::mcp::{Answer, ToolService};
 
 /// Nobody waits for a single picture of a folder, however slow the models are.
 const DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
@@ -30,8 +32,8 @@ pub struct LocalService {
 }
 
 impl App {
-    /// Loads the models for calls in this process. API keys and rate limits of the settings do not apply, and images may be
-    /// given by URL, because the caller is the user.
+    /// Loads the models for calls in this process. API keys and rate limits of the settings do not apply, because the caller
+    /// is the user.
     ///
     /// # Errors
     /// Those of [`App::serve`] while it loads.
@@ -39,7 +41,6 @@ impl App {
         config.http.auth = None;
         config.http.rate_limit = None;
         config.http.bulk.deadline = DEADLINE;
-        config.fetch.enabled = true;
         let app = Self::build(config)?;
         let engine = app.start_engine().await?;
         Ok(LocalService { router: http::router(app.state.clone()), engine })
@@ -51,6 +52,11 @@ impl LocalService {
     pub fn stop(self) {
         self.engine.handle().abort();
         drop(self.engine);
+    }
+
+    /// Returns a client of the routes, which stays usable after this value is gone.
+    pub fn tools(&self) -> Arc<dyn ToolService> {
+        Arc::new(LocalTools(self.router.clone()))
     }
 
     async fn request(&self, lines: BoxStream<'static, Bytes>) -> Result<Lines, SendError> {
@@ -78,5 +84,26 @@ impl LocalService {
 impl BulkService for LocalService {
     fn send(&self, lines: BoxStream<'static, Bytes>) -> BoxFuture<'_, Result<Lines, SendError>> {
         self.request(lines).boxed()
+    }
+}
+
+/// The routes, for the tools of the Model Context Protocol.
+struct LocalTools(Router);
+
+impl ToolService for LocalTools {
+    fn request(
+        &self,
+        path: &'static str,
+        body: Option<Vec<u8>>,
+    ) -> BoxFuture<'_, Result<Answer, String>> {
+        let method = if body.is_some() { Method::POST } else { Method::GET };
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "localhost")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Body::from(body.unwrap_or_default()));
+        async move { http::answer_of(&self.0, request.map_err(|error| error.to_string())?).await }
+            .boxed()
     }
 }

@@ -12,6 +12,7 @@ use super::annotate::{
     GenerationArguments, MatchArguments,
 };
 use super::bench::BenchArguments;
+use super::mcp::McpArguments;
 use super::mock::MockArguments;
 use crate::config::Flags;
 
@@ -104,6 +105,17 @@ pub(super) enum Command {
         files: FilesArguments,
         #[command(flatten)]
         classify: ClassifyArguments,
+        #[command(flatten)]
+        models: ModelSettings,
+        #[command(flatten)]
+        settings: FileSettings,
+    },
+    /// Give a language model tools that look at pictures, over the Model Context Protocol on standard input and output
+    #[command(after_help = "Example, as the command of a client such as Claude Desktop or an IDE:
+  blip-server mcp --allow ~/Pictures")]
+    Mcp {
+        #[command(flatten)]
+        mcp: McpArguments,
         #[command(flatten)]
         models: ModelSettings,
         #[command(flatten)]
@@ -278,7 +290,9 @@ impl Arguments {
                 compute.put(&mut flags);
                 settings.put(&mut flags);
             }
-            Some(Command::Bench { models, settings, .. }) => {
+            Some(
+                Command::Bench { models, settings, .. } | Command::Mcp { models, settings, .. },
+            ) => {
                 models.put(&mut flags);
                 settings.put(&mut flags);
             }

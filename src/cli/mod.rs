@@ -20,6 +20,7 @@ mod download;
 mod error;
 mod healthcheck;
 mod manual;
+mod mcp;
 mod mock;
 mod openapi;
 mod print_config;
@@ -103,14 +104,15 @@ fn execute(arguments: &Arguments, environment: &Environment) -> Result<(), Comma
             let request = annotate::Request::classify(classify);
             annotate::run(request, files, models.names(), load_with(quietly)?)
         }
+        Some(Command::Mcp { mcp, .. }) => mcp::run(mcp, load_with(quietly)?),
         Some(Command::Config(_)) => print_config::run(&load()?),
         Some(Command::Completions { shell }) => manual::completions(*shell),
         Some(Command::Man { directory }) => manual::write_pages(directory),
     }
 }
 
-/// Logs only warnings unless the settings say otherwise, for commands that show a progress bar. They make no requests that
-/// the access log should contain.
+/// Logs only warnings unless the settings say otherwise, for commands whose standard error a person or a program reads. They
+/// make no requests that the access log should contain.
 fn quietly(config: &mut Config) {
     if config.log.filter == LoggingSettings::default().filter {
         "warn,access=off".clone_into(&mut config.log.filter);

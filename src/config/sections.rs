@@ -11,7 +11,7 @@ use crate::engine::EngineSettings;
 use crate::fetch::FetchSettings;
 use crate::http::{
     AccessLogSettings, AuthSettings, BulkSettings, CompatSettings, ConnectionSettings,
-    HttpSettings, Limits, RateLimitSettings, TlsSettings,
+    HttpSettings, Limits, McpSettings, RateLimitSettings, TlsSettings,
 };
 use crate::hub::{HubSettings, Retry};
 use crate::images::ImagesSettings;
@@ -63,6 +63,7 @@ impl Default for RawConfig {
         raw.add::<AuthSettings>();
         raw.add::<RateLimitSettings>();
         raw.add::<CompatSettings>();
+        raw.add::<McpSettings>();
         raw.add::<BulkSettings>();
         raw.add::<Limits>();
         raw.add::<ComputeSettings>();

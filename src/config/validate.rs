@@ -72,6 +72,7 @@ fn http(
     let connections: ConnectionSettings = layers.read()?;
     Ok(HttpSettings {
         compat: layers.read()?,
+        mcp: layers.read()?,
         bulk: layers.read()?,
         limits: layers.read()?,
         input: layers.read()?,

@@ -37,9 +37,10 @@ pub use access::{
 };
 pub use openapi::Document;
 pub use router::{document, router, strict_document};
+pub(crate) use routes::mcp::answer_of;
 pub use settings::{
     AccessLogSettings, BulkSettings, CompatSettings, ConnectionSettings, CorsSettings,
-    HttpSettings, Limits, TlsSettings,
+    HttpSettings, Limits, McpSettings, TlsSettings,
 };
 pub use state::models::{Model, Models};
 pub use state::{HttpState, Readiness, Services};

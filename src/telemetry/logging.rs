@@ -144,7 +144,9 @@ pub fn write_error(text: &str) {
 }
 
 fn filter(settings: &LoggingSettings) -> Result<EnvFilter, LoggingError> {
-    EnvFilter::builder().parse(&settings.filter).map_err(|error| LoggingError::Filter {
+    // rmcp logs several lines about each message, with text of the client. A more specific directive for it wins.
+    let directives = format!("rmcp=error,{}", settings.filter);
+    EnvFilter::builder().parse(directives).map_err(|error| LoggingError::Filter {
         filter: settings.filter.clone(),
         problem: error.to_string(),
     })

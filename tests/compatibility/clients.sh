@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks the routes of other APIs with their own client libraries: OpenAI (Python, Node), LangChain, Hugging Face (Python,
-# Node) and Ollama (Python). The scripts call a running server with the demo models, and compare its answers about a demo
+# Node), Ollama (Python) and the Model Context Protocol (Python). The scripts call a running server with the demo models, and compare its answers about a demo
 # scene. They also check that a library's exception contains the text of the server. `snippets.py` runs the programs in
 # docs/clients.md and docs/search.md in the same way. `tests/perf/bulk.py` sends lines to /bulk by plain `requests`, with interactive calls
 # beside them and a SIGTERM in the middle. The libraries come from PyPI and npm, Go and Chromium from Debian. Checks whose
@@ -18,7 +18,8 @@ cp tests/compatibility/*.{py,mjs,json,txt} tests/perf/bulk.py "$folder"
 # The page in docs/clients.md is served at this origin.
 ORIGIN=http://localhost:$(python3 -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])')
 export ORIGIN
-BLIP__SERVER__CORS_ALLOWED_ORIGINS=$ORIGIN "$binary" --listen 127.0.0.1:0 --log-format json >"$folder/server.log" 2>&1 &
+export BLIP_SERVER=$binary
+BLIP__SERVER__CORS_ALLOWED_ORIGINS=$ORIGIN BLIP__MCP__ENABLED=true "$binary" --listen 127.0.0.1:0 --log-format json >"$folder/server.log" 2>&1 &
 server_pid=$!
 server=
 for _ in $(seq 600); do
@@ -40,7 +41,7 @@ check() {
 python=
 if python3 -m venv python >/dev/null 2>&1 && python/bin/pip install -q -r requirements.txt >/dev/null 2>&1; then
   python=python/bin/python
-  for script in openai huggingface ollama langchain; do
+  for script in openai huggingface ollama langchain mcp; do
     check "$python" "${script}_python.py"
   done
 else

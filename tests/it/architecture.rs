@@ -19,7 +19,7 @@ struct Room {
 
 const CANDLE: [&str; 2] = ["candle_core", "candle_nn"];
 
-const LAW: [Room; 23] = [
+const LAW: [Room; 24] = [
     Room {
         name: "settings",
         may_import: &[],
@@ -147,6 +147,7 @@ const LAW: [Room; 23] = [
             "engine",
             "fairness",
             "faults",
+            "mcp",
             "mutations",
             "platform",
         ],
@@ -167,6 +168,7 @@ const LAW: [Room; 23] = [
         ],
         never_sees: &["candle_core", "candle_nn", "tokio", "axum"],
     },
+    Room { name: "mcp", may_import: &[], never_sees: &["candle_core", "candle_nn", "axum"] },
     Room { name: "annotate", may_import: &[], never_sees: &["candle_core", "candle_nn", "axum"] },
     Room {
         name: "app",
@@ -183,6 +185,7 @@ const LAW: [Room; 23] = [
             "images",
             "input",
             "kernels",
+            "mcp",
             "model",
             "mutations",
             "platform",
@@ -193,7 +196,7 @@ const LAW: [Room; 23] = [
     },
     Room {
         name: "cli",
-        may_import: &["annotate", "app", "config", "http", "hub", "task", "telemetry"],
+        may_import: &["annotate", "app", "config", "http", "hub", "mcp", "task", "telemetry"],
         never_sees: &CANDLE,
     },
 ];

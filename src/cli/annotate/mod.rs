@@ -170,6 +170,8 @@ pub(super) fn run(
             if config.models.is_empty() {
                 config.models = ModelSource::demo();
             }
+            // The user names the pictures.
+            config.fetch.enabled = true;
             let local = tokio::select! {
                 local = App::start_local(config) => local,
                 () = stop.cancelled() => return report(&Summary { interrupted: true, ..Summary::default() }),

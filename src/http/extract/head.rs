@@ -12,7 +12,7 @@ use crate::http::settings::HttpSettings;
 
 /// Maximum length of a multipart boundary in characters (RFC 2046).
 const MAX_BOUNDARY_LENGTH: usize = 70;
-const X_REQUEST_TIMEOUT_MS: &str = "x-request-timeout-ms";
+pub(crate) const X_REQUEST_TIMEOUT_MS: &str = "x-request-timeout-ms";
 
 /// What a request head says about its body, once the head has passed all checks.
 #[derive(Debug)]

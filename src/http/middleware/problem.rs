@@ -48,9 +48,10 @@ fn is_answer(response: &Response) -> bool {
     !response.status().is_client_error() && !response.status().is_server_error()
 }
 
-/// True for error responses that keep their own body, such as the 503 of `/health/ready`.
+/// True for error responses that keep their own body: the 503 of `/health/ready`, and errors of the protocol of `/mcp`.
 fn has_its_own_body(response: &Response) -> bool {
-    response.extensions().get::<KeepBody>().is_some()
+    let extensions = response.extensions();
+    extensions.get::<KeepBody>().is_some() || extensions.get::<ErrorCode>().is_some()
 }
 
 /// Marks a response that has an error status but must keep its body.

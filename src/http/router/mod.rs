@@ -33,7 +33,7 @@ use super::openapi::{Document, DocumentedRoutes};
 use super::routes::documents::Documents;
 use super::routes::{
     EndpointList, InferenceEndpoint, bulk, caption, classify, compatible, documents, embeddings,
-    health, info, metrics, rank, root, similarity, vqa,
+    health, info, mcp, metrics, rank, root, similarity, vqa,
 };
 use super::settings::{CompatSettings, Limits};
 use super::state::HttpState;
@@ -121,6 +121,7 @@ pub fn router(state: HttpState) -> Router {
 fn router_of(endpoints: EndpointList, state: HttpState) -> Router {
     let settings = state.settings();
     let InferenceRoutes { mut router, tasks, .. } = inference_routes(endpoints);
+    let tools = router.clone();
     router = router.merge(bulk::routes());
     if settings.compat.enabled {
         router = router.merge(compatible::routes());
@@ -132,6 +133,11 @@ fn router_of(endpoints: EndpointList, state: HttpState) -> Router {
         inference.merge(state_routes().split_for_parts().0).route("/", get(root::show_root));
     if !settings.operations_listener {
         router = router.merge(metrics_routes().split_for_parts().0);
+    }
+    if settings.mcp.enabled {
+        metric_labels::initialise_routes(state.metrics(), ["/mcp".to_owned()].iter());
+        let tools = tools.merge(state_routes()).split_for_parts().0;
+        router = router.merge(mcp::routes(tools, &state));
     }
     if settings.docs {
         let compat = settings.compat;

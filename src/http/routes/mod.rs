@@ -9,6 +9,7 @@ pub(crate) mod documents;
 pub(crate) mod embeddings;
 pub(crate) mod health;
 pub(crate) mod info;
+pub(crate) mod mcp;
 pub(crate) mod metrics;
 pub(crate) mod rank;
 pub(crate) mod root;

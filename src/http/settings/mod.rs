@@ -47,6 +47,9 @@ pub struct HttpSettings {
     /// Routes that speak the APIs of others.
     #[serde(skip)]
     pub compat: CompatSettings,
+    /// The route of the Model Context Protocol.
+    #[serde(skip)]
+    pub mcp: McpSettings,
     /// Limits of bulk requests.
     #[serde(skip)]
     pub bulk: BulkSettings,
@@ -98,6 +101,14 @@ pub struct CompatSettings {
     pub enabled: bool,
 }
 
+/// The route of the Model Context Protocol: the section `[mcp]`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct McpSettings {
+    /// Whether the server serves `/mcp`.
+    pub enabled: bool,
+}
+
 /// What the access log contains: a part of the section `[log]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -119,6 +130,7 @@ impl Default for HttpSettings {
             cors: None,
             allowed_hosts: Vec::new(),
             compat: CompatSettings::default(),
+            mcp: McpSettings::default(),
             bulk: BulkSettings::default(),
             limits: Limits::default(),
             input: InputSettings::default(),
@@ -200,6 +212,10 @@ impl Section for HttpSettings {
 
 impl Section for CompatSettings {
     const NAME: &'static str = "compat";
+}
+
+impl Section for McpSettings {
+    const NAME: &'static str = "mcp";
 }
 
 impl Section for AccessLogSettings {

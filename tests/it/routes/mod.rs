@@ -6,6 +6,7 @@ mod caption;
 mod compatible;
 mod embeddings;
 mod encodings;
+mod mcp;
 mod operations;
 mod rank;
 mod refusals;

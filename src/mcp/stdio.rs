@@ -1,0 +1,42 @@
+//! Serves the tools over standard input and output, one JSON-RPC message a line.
+
+use rmcp::service::{QuitReason, ServerInitializeError, serve_server_with_ct};
+use rmcp::transport::async_rw::AsyncRwTransport;
+use rmcp::transport::stdio_pipes;
+use tokio_util::sync::CancellationToken;
+
+use super::McpServer;
+
+/// Maximum size of a message. The limits of the routes are lower, and their errors say more: a longer line gets no answer.
+const MAX_LINE_BYTES: usize = 64 << 20;
+
+/// Why the connection to a client failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StdioError {
+    /// The client did not begin with the handshake of the protocol.
+    #[error("the client did not speak the Model Context Protocol")]
+    Handshake(#[source] Box<ServerInitializeError>),
+    /// The task that serves the client ended unexpectedly.
+    #[error("the connection to the client ended unexpectedly")]
+    Ended(#[from] tokio::task::JoinError),
+}
+
+/// Serves one client until it closes standard input, or until `stop` is cancelled. Must be called in a tokio runtime.
+///
+/// # Errors
+/// If the handshake fails or the connection breaks.
+pub async fn serve_stdio(server: McpServer, stop: CancellationToken) -> Result<(), StdioError> {
+    let (input, output) = stdio_pipes();
+    let transport =
+        AsyncRwTransport::new_server(input, output).with_max_line_length(MAX_LINE_BYTES);
+    let running = match serve_server_with_ct(server, transport, stop).await {
+        Ok(running) => running,
+        // A client that leaves before it says anything, and a user who presses Ctrl-C.
+        Err(ServerInitializeError::ConnectionClosed(_) | ServerInitializeError::Cancelled) => {
+            return Ok(());
+        }
+        Err(error) => return Err(StdioError::Handshake(Box::new(error))),
+    };
+    let reason = running.waiting().await?;
+    if let QuitReason::JoinError(error) = reason { Err(error.into()) } else { Ok(()) }
+}

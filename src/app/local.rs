@@ -22,7 +22,7 @@ use crate::engine::Engine;
 use crate::http;
 use crate::mcp::{Answer, ToolService};
 
-/// Nobody waits for a single picture of a folder, however slow the models are.
+/// The only user waits for every call, however slow the models are, and ends what takes too long.
 const DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A loaded service without a listener.
@@ -41,6 +41,8 @@ impl App {
         config.http.auth = None;
         config.http.rate_limit = None;
         config.http.bulk.deadline = DEADLINE;
+        config.http.deadline = DEADLINE;
+        config.engine.max_queue_wait = DEADLINE;
         let app = Self::build(config)?;
         let engine = app.start_engine().await?;
         Ok(LocalService { router: http::router(app.state.clone()), engine })

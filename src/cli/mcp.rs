@@ -44,7 +44,7 @@ pub(super) fn run(arguments: &McpArguments, mut config: Config) -> Result<(), Co
             () = stop.cancelled() => return Ok(()),
         };
         let local = local.map_err(|error| CommandError::of_server("cannot start", error))?;
-        let served = serve_stdio(McpServer::new(local.tools(), folders), stop).await;
+        let served = serve_stdio(McpServer::for_one_user(local.tools(), folders), stop).await;
         local.stop();
         served.map_err(|error| CommandError::failed("mcp", error))
     });

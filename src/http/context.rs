@@ -162,7 +162,7 @@ pub(crate) struct Notes {
     pub(crate) cached_images: usize,
     /// Number of tokens in the response.
     pub(crate) tokens: usize,
-    /// The error with which a stream ended after it had begun.
+    /// The error with which a stream ended after it had begun, or with which the tool of an answered message failed.
     pub(crate) stream_error: Option<Code>,
     /// True if the response is a stream. Its timings are then in the last event of the stream.
     pub(crate) streaming: bool,

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use rmcp::model::{CallToolResult, ContentBlock};
 use serde_json::Value;
 
+use super::service::Answer;
 use super::tools::ToolKind;
 
 /// Returns the result of a call that failed. The text is for the language model, which can correct its arguments.
@@ -20,24 +21,30 @@ pub(super) fn succeeded(kind: ToolKind, answer: Value) -> CallToolResult {
     result
 }
 
-/// Returns the text of a problem document. Fields have the names of arguments: with files, `image` is `path`.
-pub(super) fn problem(body: &[u8], has_paths: bool) -> String {
-    let problem: Value = serde_json::from_slice(body).unwrap_or_default();
+/// Returns the text of a problem document, with the arguments at fault.
+pub(super) fn problem(answer: &Answer, has_paths: bool) -> String {
+    let problem: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+    if let Some(after) = answer.retry_after {
+        return format!("the server is busy; call again in {} seconds", after.as_secs().max(1));
+    }
+    if has_paths && problem["code"] == "image_not_found" {
+        let text = "the server has dropped some of these pictures from its cache; give fewer pictures, or let the user raise \
+                    images.pixel_cache_bytes";
+        return text.to_owned();
+    }
     let Some(detail) = problem["detail"].as_str() else {
         return "the server gave no reason".to_owned();
     };
-    let mut text = detail.to_owned();
-    for error in list(&problem["errors"]) {
-        let (field, detail) = (string(&error["field"]), string(&error["detail"]));
-        let renamed = field.strip_prefix("image").filter(|_| has_paths);
-        let field = renamed.map_or_else(|| field.to_owned(), |rest| format!("path{rest}"));
-        if !text.contains(detail) {
-            let _ = write!(text, "\n{field}: {detail}");
-        } else if !text.contains(&field) {
-            text = format!("{field}: {text}");
-        }
-    }
-    text
+    // With files, `image` is `path` and `images` is `paths`.
+    let renamed = |name: &str| match name.strip_prefix("image").filter(|_| has_paths) {
+        Some(rest) => format!("path{rest}"),
+        None => name.to_owned(),
+    };
+    let errors = list(&problem["errors"]).iter();
+    let errors = errors
+        .map(|error| format!("{}: {}", renamed(string(&error["field"])), string(&error["detail"])));
+    let errors: Vec<String> = errors.collect();
+    if errors.is_empty() { detail.to_owned() } else { errors.join("\n") }
 }
 
 /// Adds to the results of a ranking what their indices refer to: paths or texts, under this name. A language model miscounts
@@ -63,7 +70,7 @@ fn text(kind: ToolKind, answer: &Value) -> String {
         }
         ToolKind::Ask => {
             for found in list(&answer["answers"]) {
-                let pair = format!("{} {}", string(&found["question"]), string(&found["answer"]));
+                let pair = format!("{}: {}", string(&found["question"]), string(&found["answer"]));
                 line(&mut text, &pair, &[("probability", &found["ranking"][0]["probability"])]);
             }
         }
@@ -80,13 +87,11 @@ fn text(kind: ToolKind, answer: &Value) -> String {
         }
         ToolKind::Rank => {
             for (place, result) in list(&answer["results"]).iter().enumerate() {
-                let named = [&result["path"], &result["text"]].map(string);
-                let name = named.into_iter().find(|name| !name.is_empty());
-                let name = format!(
-                    "{}. {}",
-                    place + 1,
-                    name.map_or_else(|| format!("index {}", result["index"]), str::to_owned)
-                );
+                let id = usize::try_from(result["index"].as_u64().unwrap_or_default());
+                let id = id.map(|index| string(&answer["images"][index]["id"])).unwrap_or_default();
+                let named = [string(&result["path"]), string(&result["text"]), id];
+                let name = named.into_iter().find(|name| !name.is_empty()).unwrap_or_default();
+                let name = format!("{}. {name}", place + 1);
                 line(
                     &mut text,
                     &name,
@@ -95,6 +100,7 @@ fn text(kind: ToolKind, answer: &Value) -> String {
             }
         }
     }
+    // Of several pictures, each line has its own name.
     if let Some(id) = answer["image"]["id"].as_str().or_else(|| answer["images"][0]["id"].as_str())
         && list(&answer["images"]).len() <= 1
     {
@@ -125,6 +131,8 @@ fn string(value: &Value) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use serde_json::json;
 
     use super::*;
@@ -141,7 +149,7 @@ mod tests {
             (
                 ToolKind::Ask,
                 json!({"answers": [{"question": "how many?", "answer": "2"}], "image": id}),
-                "how many? 2\nPicture: sha256:12",
+                "how many?: 2\nPicture: sha256:12",
             ),
             (
                 ToolKind::Match,
@@ -157,7 +165,7 @@ mod tests {
                 ToolKind::Rank,
                 json!({"results": [{"index": 4, "path": "e.jpg", "cosine": 0.5}, {"index": 0, "cosine": 0.1}],
                        "images": [id, id]}),
-                "1. e.jpg (cosine 0.500)\n2. index 0 (cosine 0.100)",
+                "1. e.jpg (cosine 0.500)\n2. sha256:12 (cosine 0.100)",
             ),
         ] {
             assert_eq!(text(kind, &answer), expected);
@@ -166,15 +174,25 @@ mod tests {
 
     #[test]
     fn a_problem_names_the_argument() {
+        let failed = |body: &Value, retry_after| Answer {
+            is_success: false,
+            retry_after,
+            body: body.to_string().into(),
+        };
         let body = json!({
-            "detail": "the image cannot be decoded",
-            "errors": [{"field": "image", "detail": "the image cannot be decoded"}],
+            "detail": "image: it cannot be decoded",
+            "errors": [{"field": "image", "detail": "it cannot be decoded"}],
         });
-        let body = body.to_string();
-        assert_eq!(problem(body.as_bytes(), false), "the image cannot be decoded");
-        assert_eq!(problem(b"x", true), "the server gave no reason");
-        let body =
-            json!({"detail": "wrong", "errors": [{"field": "images[2]", "detail": "is broken"}]});
-        assert_eq!(problem(body.to_string().as_bytes(), true), "wrong\npaths[2]: is broken");
+        assert_eq!(problem(&failed(&body, None), false), "image: it cannot be decoded");
+        assert_eq!(problem(&failed(&body, None), true), "path: it cannot be decoded");
+        let body = json!({"detail": "x", "errors": [
+            {"field": "images[2]", "detail": "is broken"}, {"field": "text", "detail": "is empty"},
+        ]});
+        assert_eq!(problem(&failed(&body, None), true), "paths[2]: is broken\ntext: is empty");
+        assert_eq!(problem(&failed(&json!({"detail": "too much"}), None), true), "too much");
+        assert_eq!(problem(&failed(&json!(1), None), true), "the server gave no reason");
+        let after = Some(Duration::from_secs(3));
+        let busy = problem(&failed(&json!({"detail": "overloaded"}), after), false);
+        assert_eq!(busy, "the server is busy; call again in 3 seconds");
     }
 }

@@ -19,6 +19,8 @@ pub struct AllowedFolders {
 struct Folder {
     /// Absolute path, without symbolic links.
     root: PathBuf,
+    /// Absolute path as the user gave it.
+    given: PathBuf,
     directory: Dir,
 }
 
@@ -39,8 +41,9 @@ impl AllowedFolders {
     pub fn try_open(folders: &[PathBuf], max_image_bytes: usize) -> Result<Self, FolderError> {
         let open = |path: &PathBuf| {
             let root = path.canonicalize()?;
+            let given = std::path::absolute(path)?;
             let directory = Dir::open_ambient_dir(&root, ambient_authority())?;
-            Ok(Folder { root, directory })
+            Ok(Folder { root, given, directory })
         };
         let open = |path: &PathBuf| {
             open(path).map_err(|source| FolderError { folder: path.clone(), source })
@@ -55,30 +58,33 @@ impl AllowedFolders {
         names.join(", ")
     }
 
-    /// Reads the file at an absolute path, or at a path relative to one of the folders.
+    /// Reads the file at an absolute path, or at a path relative to one of the folders. The first folder that has the file
+    /// counts.
     ///
     /// # Errors
-    /// A text for the user.
+    /// A text for the language model.
     pub(super) fn read(&self, path: &str) -> Result<Vec<u8>, String> {
-        let given = Path::new(path);
-        let mut missing = false;
+        let mut found: Option<io::Error> = None;
         for folder in &self.folders {
-            let Some(inside) = folder.inside(given) else { continue };
+            let Some(inside) = folder.inside(Path::new(path)) else { continue };
             match self.read_in(folder, inside) {
                 Ok(bytes) => return Ok(bytes),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => missing = true,
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                    let names = self.names();
-                    return Err(format!("{path}: not readable, or outside of {names}"));
+                // What one folder says of an existing file is worth more than that another one has no such file.
+                Err(error) if found.as_ref().is_none_or(is_missing) => {
+                    found = Some(error);
                 }
-                Err(error) => return Err(format!("{path}: {error}")),
+                Err(_) => {}
             }
         }
         let names = self.names();
-        if missing {
-            return Err(format!("{path}: no such file in {names}"));
-        }
-        Err(format!("{path}: outside of {names}, the only folders whose files may be read"))
+        Err(match found {
+            None => format!("{path}: outside of {names}, the only folders whose files may be read"),
+            Some(error) if is_missing(&error) => format!("{path}: no such file in {names}"),
+            Some(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                format!("{path}: not readable, or outside of {names}")
+            }
+            Some(error) => format!("{path}: {error}"),
+        })
     }
 
     fn read_in(&self, folder: &Folder, inside: &Path) -> io::Result<Vec<u8>> {
@@ -104,10 +110,19 @@ impl Folder {
     /// Returns the part of a path behind this folder; `None` if the path is absolute and not below the folder.
     fn inside<'a>(&self, path: &'a Path) -> Option<&'a Path> {
         match path.components().next() {
-            Some(Component::RootDir | Component::Prefix(_)) => path.strip_prefix(&self.root).ok(),
-            _ => Some(path),
+            Some(Component::RootDir | Component::Prefix(_)) => {
+                let prefixes = [&self.root, &self.given];
+                prefixes.into_iter().find_map(|prefix| path.strip_prefix(prefix).ok())
+            }
+            Some(Component::CurDir | Component::ParentDir | Component::Normal(_)) | None => {
+                Some(path)
+            }
         }
     }
+}
+
+fn is_missing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 #[cfg(test)]
@@ -154,6 +169,17 @@ mod tests {
             let error = allowed.read(path).unwrap_err();
             assert!(error.contains(words), "{path}: {error}");
         }
+        // Of several folders, the first that has the file counts, also if another one is a link.
+        fs::create_dir(home.join("more")).unwrap();
+        fs::write(home.join("more/2024"), "a file").unwrap();
+        fs::write(home.join("more/b.jpg"), "second").unwrap();
+        symlink(home.join("more"), home.join("linked")).unwrap();
+        let both =
+            AllowedFolders::try_open(&[home.join("photos"), home.join("linked")], 100).unwrap();
+        for path in ["b.jpg", &absolute("more/b.jpg"), &absolute("linked/b.jpg")] {
+            assert_eq!(both.read(path).as_deref(), Ok(&b"second"[..]), "{path}");
+        }
+        assert_eq!(both.read("2024").as_deref(), Ok(&b"a file"[..]));
         let missing = AllowedFolders::try_open(&[home.join("none")], 100).unwrap_err();
         assert!(missing.to_string().contains("none"), "{missing}");
     }

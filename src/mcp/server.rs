@@ -6,11 +6,13 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use rmcp::ErrorData;
 use rmcp::handler::server::ServerHandler;
 use rmcp::model::{
-    CallToolRequestParams, CallToolResponse, CallToolResult, Implementation, InitializeResult,
-    JsonObject, ListToolsResult, PaginatedRequestParams, ServerCapabilities, ServerConfig, Tool,
+    CallToolRequestParams, CallToolResponse, CallToolResult, CustomRequest, CustomResult,
+    ErrorCode, Implementation, InitializeResult, JsonObject, ListToolsResult,
+    PaginatedRequestParams, ServerCapabilities, ServerConfig, Tool,
 };
 use rmcp::service::{RequestContext, RoleServer};
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use super::answer;
 use super::arguments::{self, ToolArguments};
@@ -32,54 +34,95 @@ const FILES_AT_ONCE: usize = 4;
 pub struct McpServer {
     service: Arc<dyn ToolService>,
     folders: Option<Arc<AllowedFolders>>,
+    /// Permits for calls; `None` if the service itself limits them.
+    permits: Option<Arc<Semaphore>>,
 }
 
-/// What the tools need to know of the server behind them.
+/// Number of calls of the only user of a server that run at a time. The others wait, instead of being refused.
+const CALLS_AT_ONCE: usize = 4;
+
+/// What `/info` tells of the server behind the tools.
+#[derive(Debug, Default)]
 struct Capabilities {
     urls: bool,
-    /// The roles of the loaded models, each with the note of its default model; `None` if no answer tells them.
-    roles: Option<Vec<(String, Option<String>)>>,
+    /// The models; `None` if `/info` fails.
+    models: Option<Vec<LoadedModel>>,
+    /// Maximum number of pictures or texts of a ranking.
+    max_rank_candidates: Option<usize>,
+}
+
+#[derive(Debug)]
+struct LoadedModel {
+    name: String,
+    role: String,
+    /// Whether it is the default of its role.
+    is_default: bool,
+    /// What it cannot do.
+    note: Option<String>,
 }
 
 impl McpServer {
-    /// Creates the tools on top of a service. With folders, pictures can be given by path.
-    pub fn new(service: Arc<dyn ToolService>, folders: Option<Arc<AllowedFolders>>) -> Self {
-        Self { service, folders }
+    /// Creates the tools on top of a service that limits the calls of its clients.
+    pub fn new(service: Arc<dyn ToolService>) -> Self {
+        Self { service, folders: None, permits: None }
     }
 
-    /// Asks the server for its models and settings. While it does not answer, all tools are listed.
+    /// Creates the tools for the only user of a service. With folders, pictures can be given by path.
+    pub fn for_one_user(
+        service: Arc<dyn ToolService>,
+        folders: Option<Arc<AllowedFolders>>,
+    ) -> Self {
+        Self { service, folders, permits: Some(Arc::new(Semaphore::new(CALLS_AT_ONCE))) }
+    }
+
     async fn capabilities(&self) -> Capabilities {
         let answer = self.service.request("/info", None).await.ok();
         let answer = answer.filter(|answer| answer.is_success);
         let info = answer.and_then(|answer| serde_json::from_slice::<Value>(&answer.body).ok());
-        let Some(info) = info else { return Capabilities { urls: false, roles: None } };
-        let models = info["models"].as_array().map_or(&[][..], Vec::as_slice);
-        let defaults = models.iter().filter(|model| model["default"] == true);
+        let Some(info) = info else { return Capabilities::default() };
         let text = |value: &Value| value.as_str().map(str::to_owned);
-        let roles =
-            defaults.filter_map(|model| Some((text(&model["role"])?, text(&model["note"]))));
-        Capabilities { urls: info["limits"]["fetch_enabled"] == true, roles: Some(roles.collect()) }
+        let models = info["models"].as_array().map_or(&[][..], Vec::as_slice).iter();
+        let models = models.filter_map(|model| {
+            Some(LoadedModel {
+                name: text(&model["name"])?,
+                role: text(&model["role"])?,
+                is_default: model["default"] == true,
+                note: text(&model["note"]),
+            })
+        });
+        let most = info["limits"]["max_rank_candidates"].as_u64();
+        Capabilities {
+            urls: info["limits"]["fetch_enabled"] == true,
+            models: Some(models.collect()),
+            max_rank_candidates: most.and_then(|most| usize::try_from(most).ok()),
+        }
     }
 
     fn sources(&self, urls: bool) -> PictureSources {
         PictureSources { folders: self.folders.as_ref().map(|folders| folders.names()), urls }
     }
 
+    /// Returns the tools for which a model is loaded; all of them if `/info` fails.
     async fn tools(&self) -> Vec<Tool> {
-        let Capabilities { urls, roles } = self.capabilities().await;
+        let Capabilities { urls, models, .. } = self.capabilities().await;
         let sources = self.sources(urls);
-        let described = |kind: ToolKind| match &roles {
-            None => Some(kind.tool(&sources, None)),
-            Some(roles) => {
-                let (_, note) = roles.iter().find(|(role, _)| role == kind.role())?;
-                Some(kind.tool(&sources, note.as_deref()))
-            }
+        let described = |kind: ToolKind| {
+            let Some(models) = &models else { return Some(kind.tool(&sources, None)) };
+            let mut of_role = models.iter().filter(|model| model.role == kind.role());
+            let default = of_role.find(|model| model.is_default)?;
+            Some(kind.tool(&sources, default.note.as_deref()))
         };
         ToolKind::ALL.into_iter().filter_map(described).collect()
     }
 
     /// Calls a tool. An error is a text for the language model.
-    async fn call(&self, kind: ToolKind, arguments: JsonObject) -> Result<Value, String> {
+    async fn call(&self, kind: ToolKind, mut arguments: JsonObject) -> Result<Value, String> {
+        // A waiting call holds no file.
+        let _permit = match &self.permits {
+            Some(permits) => Some(permits.acquire().await.map_err(|_| "the server has ended")?),
+            None => None,
+        };
+        self.service.restore(&mut arguments);
         let ToolArguments { mut fields, path, paths } =
             ToolArguments::try_new(kind, arguments, &self.sources(true))?;
         if let Some(path) = &path {
@@ -87,6 +130,7 @@ impl McpServer {
         }
         if !paths.is_empty() {
             let model = fields.get("model").cloned();
+            self.check_ranking(model.as_ref(), paths.len()).await?;
             let ids = stream::iter(paths.clone()).map(|path| self.id(path, model.clone()));
             let ids: Vec<Value> = ids.buffered(FILES_AT_ONCE).try_collect().await?;
             fields.insert("images".to_owned(), ids.into());
@@ -104,6 +148,25 @@ impl McpServer {
             ToolKind::Caption | ToolKind::Ask | ToolKind::Classify => {}
         }
         Ok(answer)
+    }
+
+    /// Checks what the route would refuse only after all files have been read and sent.
+    async fn check_ranking(&self, model: Option<&Value>, count: usize) -> Result<(), String> {
+        let Capabilities { models, max_rank_candidates, .. } = self.capabilities().await;
+        if max_rank_candidates.is_some_and(|most| count > most) {
+            let most = max_rank_candidates.unwrap_or_default();
+            return Err(format!(
+                "paths: {count} given, at most {most} are allowed (limits.max_rank_candidates)"
+            ));
+        }
+        let (Some(models), Some(asked)) = (models, model) else { return Ok(()) };
+        let can_rank: Vec<_> =
+            models.into_iter().filter(|model| model.role == ToolKind::Rank.role()).collect();
+        if can_rank.iter().any(|model| *asked == *model.name) {
+            return Ok(());
+        }
+        let names: Vec<_> = can_rank.into_iter().map(|model| model.name).collect();
+        Err(format!("model: the loaded models that can rank are: {}", names.join(", ")))
     }
 
     /// Sends a picture alone, and returns its id. So a ranking of many large files needs no larger body than one file. The
@@ -136,7 +199,7 @@ impl McpServer {
         drop(fields);
         let answer = self.service.request(path, Some(body)).await?;
         if !answer.is_success {
-            return Err(answer::problem(&answer.body, has_paths));
+            return Err(answer::problem(&answer, has_paths));
         }
         serde_json::from_slice(&answer.body).map_err(|error| error.to_string())
     }
@@ -173,7 +236,7 @@ impl ServerHandler for McpServer {
         let call = self.call(kind, request.arguments.unwrap_or_default());
         let called = tokio::select! {
             called = call => called,
-            // The client has cancelled the call, or is gone; nobody reads this.
+            // The client has cancelled the call or is gone, or the command ends.
             () = context.ct.cancelled() => Err("cancelled".to_owned()),
         };
         let result: CallToolResult = match called {
@@ -183,7 +246,28 @@ impl ServerHandler for McpServer {
         Ok(result.into())
     }
 
-    fn get_tool(&self, name: &str) -> Option<Tool> {
-        ToolKind::of(name).map(|kind| kind.tool(&self.sources(true), None))
+    /// Answers requests of other methods. The SDK passes requests of known methods here if their `params` have another shape.
+    async fn on_custom_request(
+        &self,
+        request: CustomRequest,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<CustomResult, ErrorData> {
+        Err(match request.method.as_str() {
+            "tools/call" => ErrorData::invalid_params(
+                "params: needs name (text) and arguments (an object, not text)",
+                None,
+            ),
+            "initialize" => ErrorData::invalid_params(
+                "params: needs protocolVersion, capabilities and clientInfo",
+                None,
+            ),
+            "tools/list" | "ping" | "server/discover" => {
+                ErrorData::invalid_params("params: must be an object", None)
+            }
+            _ => {
+                let text = "this server has tools only: tools/list and tools/call";
+                ErrorData::new(ErrorCode::METHOD_NOT_FOUND, text, None)
+            }
+        })
     }
 }

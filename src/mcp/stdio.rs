@@ -7,15 +7,19 @@ use tokio_util::sync::CancellationToken;
 
 use super::McpServer;
 
-/// Maximum size of a message. The limits of the routes are lower, and their errors say more: a longer line gets no answer.
+/// Maximum size of a message. A longer line gets no answer, so this is more than the routes accept: their errors say what is
+/// too large.
 const MAX_LINE_BYTES: usize = 64 << 20;
 
 /// Why the connection to a client failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StdioError {
     /// The client did not begin with the handshake of the protocol.
-    #[error("the client did not speak the Model Context Protocol")]
-    Handshake(#[source] Box<ServerInitializeError>),
+    #[error("the client did not begin with a request of the Model Context Protocol")]
+    Handshake,
+    /// Standard output is closed.
+    #[error("cannot write to standard output")]
+    Closed,
     /// The task that serves the client ended unexpectedly.
     #[error("the connection to the client ended unexpectedly")]
     Ended(#[from] tokio::task::JoinError),
@@ -35,7 +39,9 @@ pub async fn serve_stdio(server: McpServer, stop: CancellationToken) -> Result<(
         Err(ServerInitializeError::ConnectionClosed(_) | ServerInitializeError::Cancelled) => {
             return Ok(());
         }
-        Err(error) => return Err(StdioError::Handshake(Box::new(error))),
+        Err(ServerInitializeError::TransportError { .. }) => return Err(StdioError::Closed),
+        // The texts of the other errors contain whole messages.
+        Err(_) => return Err(StdioError::Handshake),
     };
     let reason = running.waiting().await?;
     if let QuitReason::JoinError(error) = reason { Err(error.into()) } else { Ok(()) }

@@ -100,7 +100,7 @@ impl ToolKind {
     }
 
     /// Returns the names of the arguments that the tool needs, apart from pictures.
-    fn required(self) -> &'static [&'static str] {
+    pub(super) fn required(self) -> &'static [&'static str] {
         match self {
             Self::Caption | Self::Rank => &[],
             Self::Ask => &["questions"],
@@ -157,12 +157,15 @@ impl ToolKind {
         if self != Self::Rank && sources.folders.is_none() {
             required.insert(0, "image");
         }
-        let schema = object(json!({
+        let mut schema = object(json!({
             "type": "object",
             "properties": self.arguments(sources),
-            "required": required,
             "additionalProperties": false,
         }));
+        // Older versions of JSON Schema do not allow an empty list.
+        if !required.is_empty() {
+            schema.insert("required".to_owned(), required.into());
+        }
         let description = match note {
             Some(note) => format!("{} Note: the model {note}.", self.description()),
             None => self.description().to_owned(),

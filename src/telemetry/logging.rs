@@ -145,7 +145,9 @@ pub fn write_error(text: &str) {
 
 fn filter(settings: &LoggingSettings) -> Result<EnvFilter, LoggingError> {
     // rmcp logs several lines about each message, with text of the client. A more specific directive for it wins.
-    let directives = format!("rmcp=error,{}", settings.filter);
+    let filter = settings.filter.trim();
+    // An empty filter means errors only, which directives in front of it would change.
+    let directives = if filter.is_empty() { String::new() } else { format!("rmcp=error,{filter}") };
     EnvFilter::builder().parse(directives).map_err(|error| LoggingError::Filter {
         filter: settings.filter.clone(),
         problem: error.to_string(),

@@ -47,7 +47,7 @@ async def assert_answers(client):
     image = found["image"]["id"]
     assert second == f"Picture: {image}", second
     asked = await client.call_tool("ask", {"image": image, "questions": [QUESTION]})
-    assert text(asked).splitlines()[0] == f"{QUESTION} {ANSWER}", asked
+    assert text(asked).splitlines()[0] == f"{QUESTION}: {ANSWER}", asked
     texts = [CAPTION, "a red car"]
     matched = await client.call_tool("match", {"image": image, "texts": texts})
     right, wrong = matched.structured_content["scores"][0]

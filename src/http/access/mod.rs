@@ -40,10 +40,12 @@ pub(crate) fn is_open(route: &str) -> bool {
     ["/health", "/health/live", "/health/ready"].contains(&route)
 }
 
-/// True for the routes that need no key: the health routes, the API documents, and the page that shows the documents.
-/// None of these are secret.
+/// True for the routes that need no key: the health routes, the API documents, and the pages for people with their assets.
+/// None of these are secret. The calls that a page makes need a key.
 pub(crate) fn is_public(route: &str) -> bool {
-    is_open(route) || route == "/" || route.starts_with("/docs") || route.starts_with("/openapi")
+    is_open(route)
+        || ["/", "/status"].contains(&route)
+        || ["/assets/", "/docs", "/openapi"].iter().any(|start| route.starts_with(start))
 }
 
 /// The API keys and rate limits of a server; part of the router's state.

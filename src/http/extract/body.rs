@@ -42,6 +42,8 @@ pub(crate) struct BodyReader<'a> {
     body_deadline: Instant,
     bytes: u64,
     frames: usize,
+    /// True if the reservation already covers the body.
+    pub(super) is_reserved: bool,
     /// Why reading failed. `multipart` reads the body as a stream whose error type cannot hold an [`ApiError`], so
     /// `multipart` stores the error here.
     pub(crate) failure: Option<ApiError>,
@@ -66,6 +68,7 @@ impl<'a> BodyReader<'a> {
             body_deadline: platform::now() + settings.connections.body_total_timeout,
             bytes: 0,
             frames: 0,
+            is_reserved: false,
             failure: None,
         }
     }
@@ -117,7 +120,7 @@ impl<'a> BodyReader<'a> {
         if self.bytes > max {
             return Err(body_too_large(max));
         }
-        if mutations::is_active(Mutation::DeclaredBodiesReserveCapacity) {
+        if self.is_reserved || mutations::is_active(Mutation::DeclaredBodiesReserveCapacity) {
             return Ok(());
         }
         // Reserve the bytes that arrived, not the number that `Content-Length` declares: a client that declares much

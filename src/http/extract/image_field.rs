@@ -63,6 +63,18 @@ impl fmt::Debug for ImageField {
 /// sentences.
 pub(super) const OUT_OF_MEMORY: &str = "there is no memory for this image value";
 
+/// Copies a text that may be a whole image.
+///
+/// # Errors
+/// [`OUT_OF_MEMORY`].
+pub(crate) fn copy_text<E: Error>(text: &str) -> Result<String, E> {
+    let mut copy = Vec::new();
+    input::reserve(&mut copy, text.len()).map_err(|_| E::custom(OUT_OF_MEMORY))?;
+    copy.extend_from_slice(text.as_bytes());
+    // The bytes come from a `str`, so they are valid UTF-8.
+    Ok(String::from_utf8(copy).unwrap_or_default())
+}
+
 struct ImageVisitor;
 
 impl Visitor<'_> for ImageVisitor {
@@ -73,11 +85,7 @@ impl Visitor<'_> for ImageVisitor {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<ImageField, E> {
-        let mut copy = Vec::new();
-        input::reserve(&mut copy, text.len()).map_err(|_| E::custom(OUT_OF_MEMORY))?;
-        copy.extend_from_slice(text.as_bytes());
-        // The bytes come from a `str`, so they are valid UTF-8.
-        self.visit_string(String::from_utf8(copy).unwrap_or_default())
+        self.visit_string(copy_text(text)?)
     }
 
     fn visit_string<E: Error>(self, text: String) -> Result<ImageField, E> {

@@ -33,6 +33,7 @@ mod unknown;
 use axum::extract::Request as HttpRequest;
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use self::body::BodyReader;
@@ -89,6 +90,21 @@ pub(crate) async fn read_any_type(
     Ok(AdmittedBody { bytes, admission: reader.into_admission() })
 }
 
+/// The reservation of a message of another protocol, for the call that it leads to. It covers the bytes of the call's body,
+/// which is part of the message. Stored in the extensions of the call's request. Clones share the reservation.
+#[derive(Clone)]
+pub(crate) struct HandedAdmission(Arc<Mutex<Option<Admission>>>);
+
+impl HandedAdmission {
+    pub(crate) fn new(admission: Admission) -> Self {
+        Self(Arc::new(Mutex::new(Some(admission))))
+    }
+
+    fn take(&self) -> Option<Admission> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
 /// Admits, reads and parses a request. If the request head or admission control rejects a request, no byte of its body
 /// is read.
 ///
@@ -107,14 +123,21 @@ pub(crate) async fn read<R: Request>(
     if crate::faults::at("http::admit") {
         return Err(ApiError::not_ready());
     }
-    let client = state.access().client_id(&parts.extensions, context);
+    let handed = parts.extensions.get::<HandedAdmission>().and_then(HandedAdmission::take);
+    let is_handed = handed.is_some();
     let declared_bytes = head.declared_bytes.unwrap_or(0);
-    let mut admission = services.engine.admit(client, declared_bytes, deadline)?;
+    let mut admission = if let Some(admission) = handed {
+        admission
+    } else {
+        let client = state.access().client_id(&parts.extensions, context);
+        services.engine.admit(client, declared_bytes, deadline)?
+    };
     if mutations::is_active(Mutation::DeclaredBodiesReserveCapacity) {
         admission.reserve(1, 1)?;
         admission.reserve_bytes(declared_bytes)?;
     }
     let mut reader = BodyReader::new(body, &head, settings, context, (deadline, admission));
+    reader.is_reserved = is_handed;
     let request = match &head.encoding {
         Encoding::Json { only_ascii } => {
             json::parse_body(reader.read_all().await?, *only_ascii).await

@@ -33,7 +33,7 @@ use super::openapi::{Document, DocumentedRoutes};
 use super::routes::documents::Documents;
 use super::routes::{
     EndpointList, InferenceEndpoint, bulk, caption, classify, compatible, documents, embeddings,
-    health, info, mcp, metrics, rank, root, similarity, vqa,
+    health, info, mcp, metrics, playground, rank, root, similarity, vqa,
 };
 use super::settings::{CompatSettings, Limits};
 use super::state::HttpState;
@@ -134,6 +134,12 @@ fn router_of(endpoints: EndpointList, state: HttpState) -> Router {
     if !settings.operations_listener {
         router = router.merge(metrics_routes().split_for_parts().0);
     }
+    if settings.playground {
+        router = router.merge(playground::assets());
+        if !settings.operations_listener {
+            router = router.merge(playground::status());
+        }
+    }
     if settings.mcp.enabled {
         metric_labels::initialise_routes(state.metrics(), ["/mcp".to_owned()].iter());
         let tools = tools.merge(state_routes()).split_for_parts().0;
@@ -153,7 +159,10 @@ fn router_of(endpoints: EndpointList, state: HttpState) -> Router {
 
 /// Builds the router of the operations listener, which checks neither API keys nor rate limits.
 pub(crate) fn operations_router(state: HttpState) -> Router {
-    let router = state_routes().merge(metrics_routes()).split_for_parts().0;
+    let mut router = state_routes().merge(metrics_routes()).split_for_parts().0;
+    if state.settings().playground {
+        router = router.merge(playground::assets()).merge(playground::status());
+    }
     with_common_layers(router.fallback(route_not_found), state)
 }
 

@@ -116,6 +116,8 @@ pub(crate) struct LimitsDescription {
     max_texts: usize,
     max_questions: usize,
     max_candidates: usize,
+    /// Maximum number of images or texts that one call of `/rank` ranks.
+    max_rank_candidates: usize,
     max_batch_inputs: usize,
     /// A row is a sequence that a text model processes: one for each beam, sampled sequence, candidate answer,
     /// image-text pair (for `match`) or text.

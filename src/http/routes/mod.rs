@@ -11,6 +11,7 @@ pub(crate) mod health;
 pub(crate) mod info;
 pub(crate) mod mcp;
 pub(crate) mod metrics;
+pub(crate) mod playground;
 pub(crate) mod rank;
 pub(crate) mod root;
 pub(crate) mod similarity;

@@ -1,10 +1,10 @@
-//! `GET /`: redirects browsers to the documentation, and tells other clients that the server runs. Clients of Ollama ask
-//! this first.
+//! `GET /`: the playground for browsers. Other clients are told that the server runs; clients of Ollama ask this first.
 
 use axum::extract::State;
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Redirect, Response};
 
+use super::playground::playground;
 use crate::http::state::HttpState;
 
 /// Answers `GET /` and `HEAD /`.
@@ -12,8 +12,14 @@ pub(crate) async fn show_root(State(state): State<HttpState>, headers: HeaderMap
     let accepted = headers.get_all(header::ACCEPT).iter();
     let wants_page =
         accepted.filter_map(|value| value.to_str().ok()).any(|value| value.contains("text/html"));
-    if wants_page && state.settings().docs {
+    let settings = state.settings();
+    if wants_page && settings.playground {
+        return playground(&headers, settings);
+    }
+    if wants_page && settings.docs {
         return Redirect::temporary("/docs/").into_response();
     }
-    "blip-server is running".into_response()
+    let mut response = "blip-server is running".into_response();
+    response.headers_mut().insert(header::VARY, HeaderValue::from_static("accept"));
+    response
 }

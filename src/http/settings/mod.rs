@@ -29,6 +29,7 @@ use crate::settings::{InvalidSetting, Section, millis, require};
 /// have their own settings types or follow from other settings; `config` fills them in.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
+#[expect(clippy::struct_excessive_bools, reason = "independent switches of the settings file")]
 pub struct HttpSettings {
     /// Proxies whose `x-forwarded-for` is trusted.
     #[serde(with = "networks")]
@@ -38,6 +39,8 @@ pub struct HttpSettings {
     pub deadline: Duration,
     /// Whether the server serves the OpenAPI documents and the page `/docs`.
     pub docs: bool,
+    /// Whether the server serves the playground at `/` and the status page at `/status`.
+    pub playground: bool,
     /// Settings of cross-origin requests (CORS); `None` allows no such requests.
     #[serde(rename = "cors_allowed_origins", with = "cors_allowed_origins")]
     pub cors: Option<CorsSettings>,
@@ -127,6 +130,7 @@ impl Default for HttpSettings {
             trusted_proxies: Vec::new(),
             deadline: Duration::from_secs(30),
             docs: true,
+            playground: true,
             cors: None,
             allowed_hosts: Vec::new(),
             compat: CompatSettings::default(),

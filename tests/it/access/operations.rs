@@ -43,7 +43,7 @@ async fn operators_need_no_key_have_no_limit_and_find_a_place_and_metrics_are_th
     let silent = server.connect().await;
     server.app.until("the place is taken", |app| app.metrics.http_connections.get() == 1).await;
     for _ in 0..5 {
-        for path in ["/health", "/health/live", "/health/ready", "/metrics", "/info"] {
+        for path in ["/health", "/health/live", "/health/ready", "/metrics", "/info", "/status"] {
             let answer = ask(operations, path).await;
             assert!(answer.starts_with("HTTP/1.1 200"), "{path}: {answer}");
         }

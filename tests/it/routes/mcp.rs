@@ -150,10 +150,13 @@ async fn errors_tell_the_language_model_what_to_do() {
 async fn other_requests_get_problems() {
     let app = TestApp::with(enabled);
     app.get("/mcp").await.refused(405, "method_not_allowed");
-    let curl = Request::post("/mcp").header("content-type", "application/json");
-    let refused = app.send(curl.body(call("ping", &json!({}))).unwrap()).await;
+    // The answer is JSON, whatever the client accepts.
+    let curl = Request::post("/mcp").header("content-type", "application/json; charset=utf-8");
+    app.send(curl.body(call("ping", &json!({}))).unwrap()).await.ok();
+    let version = message().header("mcp-protocol-version", "1999-01-01");
+    let refused = app.send(version.body(call("ping", &json!({}))).unwrap()).await;
     let problem = refused.refused(400, "invalid_request");
-    assert!(problem["detail"].as_str().unwrap().contains("text/event-stream"), "{problem}");
+    assert!(problem["detail"].as_str().unwrap().contains("1999-01-01"), "{problem}");
     let text = Request::post("/mcp").header("accept", "application/json, text/event-stream");
     let refused = app.send(text.body(call("ping", &json!({}))).unwrap()).await;
     refused.refused(415, "unsupported_media_type");
@@ -199,8 +202,62 @@ async fn a_message_gives_its_capacity_back() {
     for _ in 0..4 {
         let (text, _) = tool(&app, "caption", &json!({"image": large})).await;
         assert!(text.contains("image"), "{text}");
-        assert!(!text.contains("capacity"), "{text}");
+        assert!(!text.contains("busy"), "{text}");
+        app.until("nothing is held", |app| app.metrics.queue_bytes.get() == 0).await;
     }
     let (text, called) = tool(&app, "caption", &json!({"image": base64(&png(1))})).await;
     assert_eq!(called["isError"], false, "{text}");
+}
+
+/// A list of a million numbers would take a hundred times its size in the SDK.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_of_many_values_is_refused_before_the_protocol_sees_it() {
+    let app = TestApp::with(enabled);
+    let numbers = json!({"name": "caption", "arguments": {"image": vec![0; 100_000]}});
+    let problem = send(&app, "tools/call", &numbers).await.refused(400, "invalid_request");
+    assert!(problem["detail"].as_str().unwrap().contains("4096 values"), "{problem}");
+    let numbers = json!({"x": vec![0; 100_000]});
+    send(&app, "any", &numbers).await.refused(400, "invalid_request");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_message_is_told_what_one_needs() {
+    let app = TestApp::with(enabled);
+    for (body, words) in [
+        ("{", "JSON"),
+        ("[{\"jsonrpc\": \"2.0\", \"id\": 1, \"method\": \"ping\"}]", "batches"),
+        ("{\"jsonrpc\": \"2.0\", \"id\": null, \"method\": \"ping\"}", "JSON-RPC"),
+        ("{\"id\": 1, \"method\": \"ping\"}", "JSON-RPC"),
+    ] {
+        let refused = app.send(message().body(body.into()).unwrap()).await;
+        let problem = refused.refused(400, "invalid_request");
+        assert!(problem["detail"].as_str().unwrap().contains(words), "{body}: {problem}");
+    }
+    let list = send(&app, "tools/call", &json!([])).await.refused(400, "invalid_request");
+    assert!(list["detail"].as_str().unwrap().contains("params"), "{list}");
+    for params in [json!({"name": "caption", "arguments": "{}"}), json!({"arguments": {}})] {
+        let answer = send(&app, "tools/call", &params).await.ok();
+        assert_eq!(answer["error"]["code"], -32602, "{answer}");
+        assert!(answer["error"]["message"].as_str().unwrap().contains("arguments"), "{answer}");
+    }
+    let answer = send(&app, "any/other", &json!({})).await.ok();
+    assert_eq!(answer["error"]["code"], -32601, "{answer}");
+}
+
+/// A tool that fails is answered with status 200; operators see the failure all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_of_tools_are_counted() {
+    let app = TestApp::with(|config| {
+        enabled(config);
+        config.engine.capacity_rows = 1;
+        config.http.limits.max_rows = 8;
+    });
+    let beams = json!({"image": base64(&png(1)), "num_beams": 8});
+    let (_, called) = tool(&app, "caption", &beams).await;
+    assert_eq!(called["isError"], true, "{called}");
+    let metrics = app.get("/metrics").await;
+    let line =
+        metrics.text().lines().find(|line| line.contains("route=\"/mcp\"") && line.ends_with(" 1"));
+    let line = line.unwrap_or_else(|| panic!("{}", metrics.text()));
+    assert!(!line.contains("code=\"ok\""), "{line}");
 }

@@ -8,6 +8,7 @@ mod embeddings;
 mod encodings;
 mod mcp;
 mod operations;
+mod pages;
 mod rank;
 mod refusals;
 mod similarity;

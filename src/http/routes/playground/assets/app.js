@@ -1,0 +1,76 @@
+// The playground: tabs, the key box, and what connects the other files.
+
+import { key, Problem, setKey } from "./api.js";
+import { task as caption } from "./caption.js";
+import { byId } from "./dom.js";
+import { hideHeat } from "./heatmap.js";
+import { load, onModels, roles, watch } from "./models.js";
+import * as pictures from "./pictures.js";
+import { create, sentence, whenUnauthorized } from "./task.js";
+import { tasks } from "./tasks.js";
+
+const made = [caption, ...tasks].map((task) => ({ task, ...create(task) }));
+
+/** @param {number} index */
+function select(index) {
+  made.forEach(({ tab, panel }, at) => {
+    tab.setAttribute("aria-selected", at === index ? "true" : "false");
+    tab.tabIndex = at === index ? 0 : -1;
+    panel.hidden = at !== index;
+  });
+  hideHeat();
+}
+
+const tabs = byId("tabs", HTMLElement);
+tabs.append(...made.map(({ tab }) => tab));
+byId("panels", HTMLElement).append(...made.map(({ panel }) => panel));
+made.forEach(({ tab }, index) => tab.addEventListener("click", () => select(index)));
+tabs.addEventListener("keydown", (event) => {
+  const at = made.findIndex(({ tab }) => tab === document.activeElement);
+  const moves = /** @type {Record<string, number>} */ ({ ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: made.length - 1 });
+  const to = moves[event.key];
+  if (at < 0 || to === undefined) return;
+  event.preventDefault();
+  const index = (to + made.length) % made.length;
+  select(index);
+  made[index]?.tab.focus();
+});
+select(0);
+
+const box = byId("key-box", HTMLFormElement);
+const open = byId("key-open", HTMLButtonElement);
+
+/** @param {boolean} visible */
+function showKeyBox(visible) {
+  box.hidden = !visible;
+  open.setAttribute("aria-expanded", visible ? "true" : "false");
+  if (visible) byId("key", HTMLInputElement).focus();
+}
+
+open.addEventListener("click", () => showKeyBox(box.hidden === true));
+box.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  setKey(byId("key", HTMLInputElement).value.trim());
+  try {
+    await load();
+    showKeyBox(false);
+    open.focus();
+  } catch (error) {
+    byId("state", HTMLElement).textContent = sentence(error);
+  }
+});
+whenUnauthorized((/** @type {Problem} */ _) => showKeyBox(true));
+byId("key", HTMLInputElement).value = key();
+
+pictures.onChange(() => hideHeat());
+// A new picture is captioned at once, while the tab of captions is open.
+pictures.whenAdded(() => {
+  const [first] = made;
+  if (first && !first.panel.hidden && roles().has(first.task.role)) first.form.requestSubmit();
+});
+pictures.start((text) => {
+  byId("state", HTMLElement).textContent = text;
+});
+onModels((roles) => made.forEach(({ task, setAvailable }) => setAvailable(roles.has(task.role))));
+void watch();
+void pictures.showFirstScene();

@@ -351,6 +351,30 @@ mod tests {
     use super::*;
     use crate::config::{Environment, Flags, load};
 
+    /// The server refuses to start in a container whose limit is below what its settings allow.
+    #[test]
+    fn the_containers_of_the_repository_have_the_memory_that_their_settings_allow() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let flags = Flags { config: Some(root.join("config/docker.toml")), ..Flags::default() };
+        let config = load(&flags, &Environment::default()).unwrap();
+        // 3.5 GB of weights of three base models in f32.
+        let (demo, official) = (budget(&config, 64 << 20), budget(&config, 3_500_000_000));
+        for (file, before, unit, needed) in [
+            ("docker-compose.yml", "      - demo", "g\n", demo),
+            ("docker-compose.yml", "      - official", "g\n", official),
+            ("deploy/kubernetes/demo/server.yaml", "limits:", "Gi }", demo),
+            ("deploy/kubernetes/official/server.yaml", "limits:", "Gi }", official),
+        ] {
+            let text = std::fs::read_to_string(root.join(file)).unwrap();
+            let (_, rest) = text.split_once(before).expect(before);
+            let end = rest.find(unit).expect(unit);
+            let digits = rest[..end].rfind(|c: char| !c.is_ascii_digit()).map_or(0, |at| at + 1);
+            let gibibytes: u64 = rest[digits..end].parse().expect("a number of GiB");
+            let limit = MemoryLimit::Cgroup(gibibytes << 30);
+            assert_eq!(needed.check(Some(limit)), Ok(()), "{file}, {before}");
+        }
+    }
+
     #[test]
     fn fetched_files_count_where_fetching_is_on() {
         let fetched = |enabled: &str| {

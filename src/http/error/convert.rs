@@ -98,10 +98,11 @@ impl From<ImagesError> for ApiError {
                 Code::ImageNotFound,
                 "no image with this id is in the cache; send the image's bytes again",
             ),
-            ImagesError::Overloaded => {
-                Self::new(Code::Overloaded, "too many images wait to be decoded; retry later")
-                    .retry_after(Duration::from_secs(1))
-            }
+            ImagesError::Overloaded => Self::new(
+                Code::Overloaded,
+                "too many images wait to be decoded, or the memory is nearly used up; retry later",
+            )
+            .retry_after(Duration::from_secs(1)),
         }
     }
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from make import recipes
-from make.checkpoints import CLIP_MEAN, CLIP_STD, _write_bin
+from make.checkpoints import CLIP_MEAN, CLIP_STD, write_bin
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipForQuestionAnswering
 
 CLASSES = {"caption": BlipForConditionalGeneration, "vqa": BlipForQuestionAnswering, "retrieval": BlipForImageTextRetrieval}
@@ -74,7 +74,7 @@ def make(spec: Checkpoint, bert: Path, root: Path) -> float:
     (target / "generation_config.json").unlink(missing_ok=True)  # no official repository has one
     if spec.as_bin:
         (target / "model.safetensors").unlink()
-        _write_bin(model, target / "pytorch_model.bin")
+        write_bin(model, target / "pytorch_model.bin")
     _write_text_files(bert, target)
     _write_preprocessor(spec, target)
     (target / "complete").touch()

@@ -4,9 +4,10 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
+use axum::http::HeaderValue;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use futures_util::stream;
+use futures_util::{Stream, stream};
 use serde::Serialize;
 
 use super::stream::{CaptionPart, CaptionStream};
@@ -25,12 +26,18 @@ pub(crate) fn response(stream: CaptionStream, context: RequestContext) -> Respon
         };
         Some((Ok::<_, Infallible>(event), (stream, context)))
     });
-    Sse::new(events).keep_alive(keep_alive()).into_response()
+    respond(events)
 }
 
-/// Returns the comments that keep an idle connection open.
-pub(crate) fn keep_alive() -> KeepAlive {
-    KeepAlive::new().interval(KEEP_ALIVE)
+/// Writes a response of server-sent events.
+pub(crate) fn respond(
+    events: impl Stream<Item = Result<Event, Infallible>> + Send + 'static,
+) -> Response {
+    let alive = KeepAlive::new().interval(KEEP_ALIVE);
+    let mut response = Sse::new(events).keep_alive(alive).into_response();
+    // nginx buffers answers unless they say this.
+    response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
 }
 
 /// Builds an event whose data is one line of JSON.

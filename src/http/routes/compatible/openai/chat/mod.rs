@@ -8,8 +8,8 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 
 use axum::extract::{Extension, Request as HttpRequest, State};
-use axum::response::sse::{Event, Sse};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
+use axum::response::sse::Event;
 use futures_util::stream;
 use serde::Serialize;
 
@@ -25,7 +25,7 @@ use crate::http::error::dialect::OpenAiError;
 use crate::http::inference::reply;
 use crate::http::inference::start::Start;
 use crate::http::openapi::OpenAiErrors;
-use crate::http::routes::caption::sse::keep_alive;
+use crate::http::routes::caption::sse;
 use crate::http::state::HttpState;
 
 /// Describe an image, or answer a question about it (OpenAI)
@@ -92,7 +92,7 @@ impl ChunkStream {
             let event = events.next().await?;
             Some((Ok::<_, Infallible>(event), events))
         });
-        Sse::new(events).keep_alive(keep_alive()).into_response()
+        sse::respond(events)
     }
 
     async fn next(&mut self) -> Option<Event> {

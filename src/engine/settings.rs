@@ -28,6 +28,9 @@ pub struct EngineSettings {
     pub linger: Duration,
     /// Percentage of the worker's time for vision while both vision and text have work, 1..=99.
     pub vision_share_percent: u8,
+    /// Number of rows of captions that gather before a decode step runs, while the images of further captions wait. With fewer
+    /// than half as many rows and images, and with 1, rows never wait.
+    pub gather_rows: usize,
     /// Maximum number of images in one vision batch.
     pub max_batch_images: usize,
     /// Maximum number of rows in one text unit.
@@ -64,6 +67,7 @@ impl Default for EngineSettings {
             unit_time: Duration::from_millis(100),
             linger: Duration::ZERO,
             vision_share_percent: 50,
+            gather_rows: 8,
             max_batch_images: 32,
             max_batch_rows: 256,
             max_batch_tokens: 4096,

@@ -41,6 +41,11 @@ use crate::task::{ModelId, VisionOutput};
 /// a caption takes 277 ms of decoding alone and 105 ms beside seven others, after 690 ms in the vision tower (2026-11-30).
 const BULK_ROWS: usize = 16;
 
+/// Number of vision batches in a row for which rows may be held back to gather; 1 if any of their tasks is streamed. A vision
+/// batch takes about `unit_time`, or as long as one image if that is longer (0.3 s for a base model on two cores), so the
+/// tokens of a stream come at least that often.
+const MAX_PAUSES: u32 = 2;
+
 /// The two kinds of work that share the worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Stage {
@@ -121,9 +126,19 @@ pub(crate) struct Withdrawn {
     pub(crate) items: Vec<ItemId>,
 }
 
+/// What the policy needs to know of a task besides its items.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct TaskTraits {
+    /// The model that decodes a caption once the image is encoded.
+    pub(crate) decodes: Option<ModelId>,
+    /// Whether a client reads the tokens as they are generated.
+    pub(crate) is_streamed: bool,
+}
+
 #[derive(Debug)]
 struct TaskEntry {
     call: CallId,
+    traits: TaskTraits,
     deadline: Instant,
     images: Vec<FeatureKey>,
     items: BTreeSet<ItemId>,
@@ -150,6 +165,8 @@ pub(crate) struct Scheduler {
     classes: Deficit,
     /// True if the unit that was decided last is one of bulk work.
     runs_bulk: bool,
+    /// Number of vision batches of interactive work since its last text unit.
+    pauses: u32,
     draining: bool,
 }
 
@@ -165,16 +182,24 @@ impl Scheduler {
             share: Share::new(settings.vision_share_percent),
             classes: Deficit::for_bulk_work(settings.unit_time.as_secs_f64()),
             runs_bulk: false,
+            pauses: 0,
             draining: false,
             settings,
         }
     }
 
     /// Registers a task. Call it before its items are pushed.
-    pub(crate) fn add_task(&mut self, task: TaskId, call: CallId, deadline: Instant) {
+    pub(crate) fn add_task(
+        &mut self,
+        task: TaskId,
+        call: CallId,
+        deadline: Instant,
+        traits: TaskTraits,
+    ) {
         let mutated = mutations::is_active(Mutation::TurnsByCallOnly);
         let call = if mutated { CallId { client: ClientId::default(), ..call } } else { call };
-        let entry = TaskEntry { call, deadline, images: Vec::new(), items: BTreeSet::new() };
+        let (images, items) = (Vec::new(), BTreeSet::new());
+        let entry = TaskEntry { call, traits, deadline, images, items };
         self.tasks.insert(task, entry);
     }
 
@@ -277,10 +302,17 @@ impl Scheduler {
         self.runs_bulk = class == 1;
         let (vision, text) = ready[class];
         let mut stages = [can_run(vision), can_run(text.1)];
-        if self.runs_bulk && stages == [true, true] {
+        if stages == [true, true] && self.runs_bulk {
             stages[1] = self.text.bulk_rows() >= BULK_ROWS;
+        } else if stages == [true, true]
+            && let Some(most) = text.0.and_then(|lane| self.most_pauses(lane))
+        {
+            stages = if self.pauses < most { [true, false] } else { [false, true] };
         }
         let stage = self.share.choose(stages);
+        if !self.runs_bulk {
+            self.pauses = if stage == Some(Stage::Vision) { self.pauses + 1 } else { 0 };
+        }
         match (stage, vision, text) {
             (Some(Stage::Vision), Ready::Now(trigger), _) => self.encode(now, pinned, trigger),
             (Some(Stage::Text), _, (Some(lane), Ready::Now(trigger))) => {
@@ -288,6 +320,32 @@ impl Scheduler {
             }
             _ => Decision::Idle,
         }
+    }
+
+    /// Returns the number of vision batches for which the rows of a lane wait, so that more rows share their steps; `None` if
+    /// there are enough rows, or none to gain. A decode step takes almost as long for one row as for eight, because it reads
+    /// all weights. The rows to gain are those of captions whose images wait for the same model. With few of them the server
+    /// answers as soon as it can.
+    fn most_pauses(&self, lane: Lane) -> Option<u32> {
+        let Lane::Step(model) = lane else { return None };
+        let most = self.settings.gather_rows;
+        if most <= 1 || self.draining {
+            return None;
+        }
+        let rows = self.text.interactive_rows(lane);
+        if rows >= most {
+            return None;
+        }
+        let interactive = || self.tasks.values().filter(|task| !task.call.client.is_bulk());
+        let images = interactive()
+            .filter(|task| task.traits.decodes == Some(model) && !task.images.is_empty())
+            .count();
+        if images == 0 || rows + images < most.div_ceil(2) {
+            return None;
+        }
+        let is_streamed =
+            interactive().any(|task| task.traits.is_streamed && !task.items.is_empty());
+        Some(if is_streamed { 1 } else { MAX_PAUSES })
     }
 
     /// Returns when the vision stage and the text stage can run for bulk work, or for other work, and the lane of the

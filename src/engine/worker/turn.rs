@@ -17,11 +17,11 @@ use crate::engine::backend::Backend;
 use crate::engine::features::{Features, Lookup};
 use crate::engine::ids::{FeatureKey, ItemId, TaskId};
 use crate::engine::plan::{Plan, PlanError, Work};
-use crate::engine::scheduler::{Decision, GroupEntry, RowEntry, Scheduler};
+use crate::engine::scheduler::{Decision, GroupEntry, RowEntry, Scheduler, TaskTraits};
 use crate::engine::shared::Shared;
 use crate::engine::{Answered, EngineError, WarmUpError};
 use crate::faults;
-use crate::task::{ModelId, ModelInfo, Task, TaskTiming};
+use crate::task::{Caption, DecodeMode, ModelId, ModelInfo, Task, TaskTiming};
 
 /// What the worker's thread does after a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,6 +98,10 @@ impl<B: Backend> Worker<B> {
             submission;
         self.meter.submitted();
         let id = TaskId(self.fresh_id());
+        let is_generated = |caption: &Caption| matches!(caption.mode, DecodeMode::Generate(_));
+        let decodes = matches!(&task, Task::Caption(caption) if is_generated(caption));
+        let decodes = decodes.then_some(model);
+        let traits = TaskTraits { decodes, is_streamed: stream.is_some() };
         let plan = match self.plan(model, task) {
             Ok(plan) => plan,
             Err(error) => {
@@ -124,7 +128,7 @@ impl<B: Backend> Worker<B> {
             pinned: HashMap::new(),
         };
         self.tasks.insert(id, active);
-        self.scheduler.add_task(id, call, deadline);
+        self.scheduler.add_task(id, call, deadline, traits);
         self.enqueue(id, start, now);
         for (key, pixels) in images {
             let found = self.features.request(key, id, &pixels, now);

@@ -3,6 +3,7 @@
 //! checked on this one simulation.
 
 mod bulk;
+mod throughput;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -122,7 +123,9 @@ impl SimulatedWorker {
         let task = TaskId(self.id());
         self.submitted += 1;
         self.deadlines.insert(task, self.now + time);
-        self.scheduler.add_task(task, call, self.now + time);
+        let decodes = matches!(need, Need::Group { .. }).then_some(ModelId(image.output.tower.0));
+        let traits = TaskTraits { decodes, is_streamed: task.0.is_multiple_of(5) };
+        self.scheduler.add_task(task, call, self.now + time, traits);
         self.waiting.insert(task, (image, need));
         self.scheduler.push_image(task, image, BYTES, self.now);
         task

@@ -186,6 +186,12 @@ impl TextStage {
         bulk.map(|item| item.rows).sum()
     }
 
+    /// Returns the number of rows of this lane, waiting or running, that are no bulk work.
+    pub(super) fn interactive_rows(&self, lane: Lane) -> usize {
+        let of_lane = |item: &&TextItem| item.lane == lane && !item.call.client.is_bulk();
+        self.items.values().filter(of_lane).map(|item| item.rows).sum()
+    }
+
     /// Returns all items. The flag of each is true if it is a running group.
     #[cfg(test)]
     pub(super) fn running(&self) -> BTreeMap<ItemId, bool> {

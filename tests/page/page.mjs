@@ -186,11 +186,58 @@ const checks = {
     await page.click("#strip li:nth-child(2) button.remove");
     assert.equal(await page.locator("#strip li").count(), 4);
     await give(page, "drop", "scenes.json", "application/json");
-    await page.waitForSelector("#state:has-text('is no picture')");
+    await page.waitForSelector("#complaint:has-text('is not a picture')");
+    await page.click("#camera");
+    await page.click("#camera-off");
+    assert.equal(await page.isVisible("#video"), false);
     await page.click("#camera");
     await page.click("#shoot");
     await page.waitForSelector("#strip li:nth-child(5)");
     assert.match(await page.getAttribute("#shown", "alt"), /camera/);
+    await close(page);
+  },
+
+  async "a result belongs to its picture"() {
+    // Narrow, where the words are below the picture and must not move when the scale appears.
+    const page = await playground(server, { width: 700 });
+    await run(page, "caption");
+    await page.focus("#scenes li:nth-child(4) button");
+    await page.keyboard.press("Enter");
+    await page.waitForSelector("#panel-caption .plain:has-text('rocket')");
+    await page.click("#tab-ask");
+    await page.click("#strip li:nth-child(1) button.thumb");
+    // The button that was pressed keeps the focus.
+    assert.equal(await page.evaluate(() => document.activeElement.getAttribute("aria-label")), "Show Two cats");
+    await run(page, "ask");
+    await page.click("#strip li:nth-child(2) button.thumb");
+    const word = page.locator("#panel-ask .word").first();
+    await word.scrollIntoViewIfNeeded();
+    const before = await word.boundingBox();
+    await word.hover();
+    assert.match(await page.getAttribute("#shown", "alt"), /Two cats/);
+    assert.deepEqual(await word.boundingBox(), before);
+    await page.waitForSelector("#scale:not(.unseen)");
+    await page.click("#strip li:nth-child(1) button.remove");
+    await word.hover();
+    assert.equal(await page.isVisible("#scale"), false);
+    await close(page);
+  },
+
+  async "a server that has forgotten the pictures gets them again"() {
+    let forgotten = 0;
+    const page = await playground(server, {
+      before: (page) =>
+        page.route("**/rank", async (route) => {
+          forgotten += 1;
+          if (forgotten > 1) return route.continue();
+          await route.fulfill({ status: 404, contentType: "application/problem+json", body: JSON.stringify({ code: "image_not_found", detail: "gone", status: 404 }) });
+        }),
+    });
+    await page.click("#scenes li:nth-child(2) button");
+    await page.waitForSelector("#strip li:nth-child(2)");
+    const ranked = await run(page, "rank");
+    assert.match(await ranked.locator("tbody tr").first().textContent(), /^Two cats/);
+    assert.equal(forgotten, 2);
     await close(page);
   },
 
@@ -231,6 +278,8 @@ const checks = {
     await result.locator("summary", { hasText: "JSON" }).click();
     assert.match(await result.locator("pre").first().textContent(), /"scores"/);
     await result.locator("summary", { hasText: "code" }).click();
+    // Without --form-string, curl would read files that a text names.
+    assert.match(await result.locator("pre").last().textContent(), /--form-string 'texts=two cats/);
     const code = result.locator("pre").last();
     assert.match(await code.textContent(), new RegExp(`^curl .*${server}/similarity.*-F image=@photo.jpg`, "s"));
     for (const [language, text] of [["Python", "requests.post"], ["JavaScript", "await fetch"]]) {

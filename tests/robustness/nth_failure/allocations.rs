@@ -138,6 +138,9 @@ pub(super) fn large(
     ends
 }
 
+/// Number of allocations after which a long run says how far it is.
+const PROGRESS: u64 = 100;
+
 /// Every allocation of any size fails in turn, over one request of a call, each in a server of its own. `stride` is 1,
 /// or more to leave cases out; `first` is the first allocation.
 pub(super) fn every(launch: &Launch, call: &Call, (first, stride): (u64, u64), tally: &mut Tally) {
@@ -158,6 +161,10 @@ pub(super) fn every(launch: &Launch, call: &Call, (first, stride): (u64, u64), t
             Err(why) => tally.add_wrong(&call.name, &place, &why),
         }
         nth += stride;
+        // All of them take more than an hour.
+        if stride == 1 && nth.is_multiple_of(PROGRESS) {
+            eprintln!("{}: {nth} allocations have failed in turn", call.name);
+        }
     }
 }
 

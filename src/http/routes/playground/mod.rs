@@ -123,7 +123,9 @@ fn page(headers: &HeaderMap, template: &str) -> Response {
             + "\"";
     let known =
         headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
-    let is_known = known.flat_map(|value| value.split(',')).any(|one| one.trim() == etag);
+    let is_known = known
+        .flat_map(|value| value.split(','))
+        .any(|one| one.trim().trim_start_matches("W/") == etag);
     let mut response =
         if is_known { StatusCode::NOT_MODIFIED.into_response() } else { text.into_response() };
     let headers = response.headers_mut();

@@ -6,6 +6,8 @@
 
 const KEY = "blip-key";
 const MAX_TRIES = 6;
+/** A server that asks for a longer wait, in seconds, is not asked again. */
+const MAX_WAIT = 60;
 
 /** An answer that is an error, with the text of its problem document. */
 export class Problem extends Error {
@@ -31,6 +33,7 @@ export function key() {
 
 /** @param {string} value */
 export function setKey(value) {
+  if (!/^[!-~]*$/.test(value)) throw new Error("An API key has only letters, digits and -._~+/=.");
   if (value) sessionStorage.setItem(KEY, value);
   else sessionStorage.removeItem(KEY);
 }
@@ -51,7 +54,14 @@ async function send(path, body, signal) {
   const options = body
     ? { method: "POST", headers: { ...headers(), "content-type": "application/json" }, body: JSON.stringify(body), signal }
     : { headers: headers(), signal };
-  const response = await fetch(path, options);
+  /** @type {Response} */
+  let response;
+  try {
+    response = await fetch(path, options);
+  } catch (error) {
+    if (signal?.aborted) throw error;
+    throw new Error("The server cannot be reached. Is it running?");
+  }
   if (response.ok) return response;
   const after = Number.parseFloat(response.headers.get("retry-after") ?? "");
   /** @type {Json} */
@@ -96,7 +106,7 @@ async function sendPatiently(path, body, signal, onWait) {
       return await send(path, body, signal);
     } catch (error) {
       const again = error instanceof Problem && error.retryAfter !== null && [429, 503].includes(error.status);
-      if (!again || tries === MAX_TRIES) throw error;
+      if (!again || tries === MAX_TRIES || (error.retryAfter ?? 0) > MAX_WAIT) throw error;
       for (let left = Math.max(1, Math.ceil(error.retryAfter ?? 1)); left > 0; left -= 1) {
         onWait(left);
         await pause(1000, signal);
@@ -164,7 +174,7 @@ export async function stream(path, body, signal, onWait, onDelta) {
         return { json, timings: withoutUnit(timing), elapsed: performance.now() - start };
       }
     }
-    if (done) throw new Error("the answer ended too early");
+    if (done) throw new Error("The answer ended too early. Try again.");
   }
 }
 

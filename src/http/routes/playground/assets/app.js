@@ -50,8 +50,8 @@ function showKeyBox(visible) {
 open.addEventListener("click", () => showKeyBox(box.hidden === true));
 box.addEventListener("submit", async (event) => {
   event.preventDefault();
-  setKey(byId("key", HTMLInputElement).value.trim());
   try {
+    setKey(byId("key", HTMLInputElement).value.trim());
     await load();
     showKeyBox(false);
     open.focus();
@@ -69,8 +69,8 @@ pictures.whenAdded(() => {
   if (first && !first.panel.hidden && roles().has(first.task.role)) first.form.requestSubmit();
 });
 pictures.start((text) => {
-  byId("state", HTMLElement).textContent = text;
+  byId("complaint", HTMLElement).textContent = text;
 });
 onModels((roles) => made.forEach(({ task, setAvailable }) => setAvailable(roles.has(task.role))));
 void watch();
-void pictures.showFirstScene();
+pictures.showFirstScene().catch(() => {});

@@ -11,8 +11,8 @@ import { explained } from "./words.js";
 
 /** Number fields: name, label, smallest and largest value, step. */
 const NUMBERS = /** @type {const} */ ([
-  ["max_new_tokens", "Longest caption, tokens", 1, 512, 1],
-  ["min_new_tokens", "Shortest caption, tokens", 0, 512, 1],
+  ["max_new_tokens", "Maximum new tokens", 1, 65536, 1],
+  ["min_new_tokens", "Minimum new tokens", 0, 65536, 1],
   ["num_return_sequences", "Captions", 1, 8, 1],
   ["num_beams", "Beams", 1, 8, 1],
   ["temperature", "Temperature", 0.01, 100, "any"],
@@ -42,7 +42,9 @@ function fields() {
   for (const { name, input } of numbers) if (input.value !== "") fields[name] = Number(input.value);
   if (others.value.trim()) {
     try {
-      Object.assign(fields, JSON.parse(others.value));
+      const given = JSON.parse(others.value);
+      if (typeof given !== "object" || given === null || Array.isArray(given)) throw new Error("no object");
+      Object.assign(fields, given);
     } catch {
       throw new Error("Other fields must be a JSON object, such as {\"stop_strings\": [\" on\"]}.");
     }
@@ -62,7 +64,7 @@ function badge(match) {
 /** @param {number} match */
 function doubt(match) {
   if (match >= 0.5) return null;
-  const demo = isDemo("caption") ? " The demo models know only scenes of emoji, not photographs; the models above say how to load real ones." : "";
+  const demo = isDemo("caption") ? " The demo models know only scenes of emoji, not photographs; for photographs, start the server with --model and an official checkpoint." : "";
   return h("p", { class: "warn" }, `The model's own check says that this caption probably does not describe the picture.${demo}`);
 }
 
@@ -93,17 +95,22 @@ export const task = {
       const shown = h(
         "div",
         {},
-        h("p", { class: "caption plain" }, `${given.prompt && !caption.text.startsWith(given.prompt) ? `${given.prompt} ` : ""}${caption.text}`),
+        h("p", { class: "caption plain" }, String(caption.text)),
         checks,
         h("h3", {}, "Why"),
         h("p", { class: "quiet" }, "Point at a word, or move the focus to it, to see where the model looked. The line below a word is solid if the model was sure, dashed or dotted if not."),
-        explained(caption.explanation, "Words of the caption"),
+        explained(caption.explanation, "Words of the caption", picture),
         footer("caption", { image: "", ...body }, answer),
       );
       if (roles().has("retrieval")) {
-        const matched = await call("similarity", { image: picture.serverId, texts: [caption.text], scores: ["match"] }, signal, onWait).catch(() => null);
-        const match = matched?.json.scores[0][0].match;
-        if (match !== undefined) checks.append(h("p", {}, badge(match)), doubt(match) ?? "");
+        // The caption is shown at once; the check comes when it is there, or not at all.
+        void call("similarity", { image: picture.serverId, texts: [caption.text], scores: ["match"] }, signal, () => {}).then(
+          (matched) => {
+            const match = matched.json.scores[0][0].match;
+            checks.append(h("p", {}, badge(match)), doubt(match) ?? "");
+          },
+          () => {},
+        );
       }
       return shown;
     }

@@ -10,7 +10,8 @@ const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
  * @param {Json} body
  */
 function parts(body) {
-  const { image, images, ...fields } = body;
+  const { image, images, ...rest } = body;
+  const fields = Object.fromEntries(Object.entries(rest).filter(([, value]) => value !== null && value !== undefined));
   const count = Array.isArray(images) ? images.length : 0;
   return { hasImage: image !== undefined, count, fields };
 }
@@ -37,7 +38,7 @@ export function programs(path, body, key) {
 function curl(url, hasImage, count, fields, key) {
   const words = ["curl"];
   if (fields.stream) words.push("-N");
-  words.push(url);
+  words.push(quoted(url));
   if (key) words.push("-H 'authorization: Bearer YOUR_KEY'");
   if (!hasImage && count === 0) {
     words.push("-H 'content-type: application/json'", `-d ${quoted(JSON.stringify(fields))}`);
@@ -45,15 +46,22 @@ function curl(url, hasImage, count, fields, key) {
     if (hasImage) words.push("-F image=@photo.jpg");
     for (let index = 1; index <= count; index += 1) words.push(`-F images=@photo${index}.jpg`);
     for (const [name, value] of Object.entries(fields)) {
-      for (const one of Array.isArray(value) ? value : [value]) words.push(`-F ${quoted(`${name}=${one}`)}`);
+      for (const one of Array.isArray(value) ? value : [value]) words.push(`--form-string ${quoted(`${name}=${one}`)}`);
     }
   }
   return words.join(" \\\n  ");
 }
 
-/** @param {any} value */
+/**
+ * @param {any} value
+ * @returns {string}
+ */
 function pythonValue(value) {
-  return JSON.stringify(value).replace(/^true$/, "True").replace(/^false$/, "False").replace(/^null$/, "None");
+  if (value === null) return "None";
+  if (typeof value === "boolean") return value ? "True" : "False";
+  if (Array.isArray(value)) return `[${value.map(pythonValue).join(", ")}]`;
+  if (typeof value === "object") return `{${Object.entries(value).map(([name, one]) => `${JSON.stringify(name)}: ${pythonValue(one)}`).join(", ")}}`;
+  return JSON.stringify(value);
 }
 
 /**
@@ -93,6 +101,6 @@ function javascript(url, hasImage, count, fields, key) {
   for (const [name, value] of Object.entries(given)) lines.push(`  ${name}: ${JSON.stringify(value)},`);
   lines.push("};");
   const headers = key ? '{ "content-type": "application/json", authorization: "Bearer YOUR_KEY" }' : '{ "content-type": "application/json" }';
-  lines.push(`const answer = await fetch(${JSON.stringify(url)}, {`, `  method: "POST", headers: ${headers}, body: JSON.stringify(body),`, "});", "console.log(await answer.json());");
+  lines.push(`const answer = await fetch(${JSON.stringify(url)}, {`, `  method: "POST", headers: ${headers}, body: JSON.stringify(body),`, "});", "if (!answer.ok) throw new Error(await answer.text());", "console.log(await answer.json());");
   return lines.join("\n");
 }

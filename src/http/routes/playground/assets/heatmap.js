@@ -25,13 +25,18 @@ function colour(value) {
   return [mix(0), mix(1), mix(2)];
 }
 
+/** Counts the maps that were asked for, so that a late picture does not draw an old one. */
+let asked = 0;
+
 /**
- * Shows the weights of a word.
+ * Shows the weights of a word over the picture that is shown.
  * @param {[number, number]} grid rows and columns
  * @param {number[]} weights one for each patch, row by row
  * @param {string} word
  */
-export function showHeat([rows, columns], weights, word) {
+export async function showHeat([rows, columns], weights, word) {
+  asked += 1;
+  const own = asked;
   const canvas = byId("heat", HTMLCanvasElement);
   const small = document.createElement("canvas");
   small.width = columns;
@@ -47,6 +52,12 @@ export function showHeat([rows, columns], weights, word) {
   });
   context.putImageData(pixels, 0, 0);
   const image = byId("shown", HTMLImageElement);
+  try {
+    if (!image.complete) await image.decode();
+  } catch {
+    // A format that this browser cannot show.
+  }
+  if (own !== asked || image.naturalWidth === 0) return;
   canvas.width = Math.max(image.clientWidth, 1);
   canvas.height = Math.max(image.clientHeight, 1);
   large.filter = "grayscale(1)";
@@ -55,14 +66,15 @@ export function showHeat([rows, columns], weights, word) {
   large.imageSmoothingEnabled = true;
   large.imageSmoothingQuality = "high";
   large.drawImage(small, 0, 0, canvas.width, canvas.height);
-  byId("scale", HTMLElement).hidden = false;
+  byId("scale", HTMLElement).classList.remove("unseen");
   byId("scale-low", HTMLElement).textContent = "0 %";
   byId("scale-high", HTMLElement).textContent = percent(most);
-  byId("scale-what", HTMLElement).textContent = `of the attention per patch, for “${word}”`;
+  byId("scale-what", HTMLElement).textContent = `share of the attention per patch, for “${word}”`;
 }
 
 export function hideHeat() {
+  asked += 1;
   const canvas = byId("heat", HTMLCanvasElement);
   canvas.getContext("2d")?.clearRect(0, 0, canvas.width, canvas.height);
-  byId("scale", HTMLElement).hidden = true;
+  byId("scale", HTMLElement).classList.add("unseen");
 }

@@ -52,6 +52,7 @@ export async function watch() {
       say(STATES[status] ?? `The server is not ready (${status}).`);
     }
   } catch (error) {
+    models = [];
     if (error instanceof Problem && error.status === 401) say("This server needs an API key. Set it above.");
     else say("The server cannot be reached.");
   }

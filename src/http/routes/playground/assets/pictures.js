@@ -2,7 +2,7 @@
 
 import { byId, h, megabytes } from "./dom.js";
 
-/** @typedef {{name: string, blob: Blob, url: string, serverId: string | null, width: number, height: number}} Picture */
+/** @typedef {{name: string, scene: string | null, blob: Blob, url: string, serverId: string | null, width: number, height: number}} Picture */
 
 /** @type {Picture[]} */
 const pictures = [];
@@ -77,15 +77,17 @@ export async function imageValue(picture) {
  * Adds a picture and shows it, if it is within the limits.
  * @param {Blob} blob
  * @param {string} name
+ * @param {string | null} [scene] the file of a demo scene
  */
-async function add(blob, name) {
+async function add(blob, name, scene = null) {
+  complain("");
   if (blob.size > maxBytes) {
     complain(`${name} has ${megabytes(blob.size)}; this server takes up to ${megabytes(maxBytes)}.`);
     return;
   }
   const url = URL.createObjectURL(blob);
   /** @type {Picture} */
-  const picture = { name, blob, url, serverId: null, width: 0, height: 0 };
+  const picture = { name, scene, blob, url, serverId: null, width: 0, height: 0 };
   try {
     const image = new Image();
     image.src = url;
@@ -105,7 +107,8 @@ async function add(blob, name) {
 }
 
 /** @param {Picture | null} picture */
-function show(picture) {
+export function show(picture) {
+  endCamera();
   current = picture;
   const stage = byId("stage", HTMLElement);
   stage.hidden = !picture;
@@ -131,26 +134,28 @@ function remove(picture) {
   byId("file", HTMLInputElement).focus();
 }
 
+/** @type {Map<Picture, {item: HTMLElement, button: HTMLElement}>} */
+const strip = new Map();
+
+/** Adds, removes and marks single pictures, so that the focus stays where it is. */
 function drawStrip() {
-  const items = pictures.map((picture) =>
-    h(
-      "li",
-      {},
-      h(
-        "button",
-        {
-          type: "button",
-          class: "thumb",
-          "aria-pressed": picture === current ? "true" : "false",
-          "aria-label": `Show ${picture.name}`,
-          onclick: () => show(picture),
-        },
-        h("img", { src: picture.url, alt: "" }),
-      ),
-      h("button", { type: "button", class: "remove", "aria-label": `Remove ${picture.name}`, onclick: () => remove(picture) }, "×"),
-    ),
-  );
-  byId("strip", HTMLElement).replaceChildren(...items);
+  for (const [picture, { item }] of strip) {
+    if (pictures.includes(picture)) continue;
+    item.remove();
+    strip.delete(picture);
+  }
+  for (const picture of pictures) {
+    let known = strip.get(picture);
+    if (!known) {
+      const image = h("img", { src: picture.url, alt: "" });
+      const button = h("button", { type: "button", class: "thumb", "aria-label": `Show ${picture.name}`, onclick: () => show(picture) }, image);
+      const close = h("button", { type: "button", class: "remove", "aria-label": `Remove ${picture.name}`, onclick: () => remove(picture) }, "×");
+      known = { item: h("li", {}, button, close), button };
+      strip.set(picture, known);
+      byId("strip", HTMLElement).append(known.item);
+    }
+    known.button.setAttribute("aria-pressed", picture === current ? "true" : "false");
+  }
 }
 
 /** @param {FileList | File[] | null | undefined} files */
@@ -158,7 +163,7 @@ async function addFiles(files) {
   const before = pictures.length;
   for (const file of Array.from(files ?? [])) {
     if (file.type.startsWith("image/") || /\.(jpe?g|png|gif|webp|bmp)$/i.test(file.name)) await add(file, file.name || "pasted picture");
-    else complain(`${file.name} is no picture.`);
+    else complain(`${file.name} is not a picture.`);
   }
   if (pictures.length > before) afterAdding();
 }
@@ -168,13 +173,16 @@ async function addFiles(files) {
  * @param {string} name
  */
 async function addScene(file, name) {
-  const known = pictures.find((picture) => picture.name === name);
+  const known = pictures.find((picture) => picture.scene === file);
   if (known) {
     show(known);
     return;
   }
   const response = await fetch(new URL(`scenes/${file}`, import.meta.url));
-  await add(await response.blob(), name);
+  if (!response.ok) throw new Error("The scene cannot be loaded. Reload the page.");
+  const blob = await response.blob();
+  // A second click may have been faster.
+  if (!pictures.some((picture) => picture.scene === file)) await add(blob, name, file);
 }
 
 /**
@@ -182,8 +190,12 @@ async function addScene(file, name) {
  * @param {string} name
  */
 async function chooseScene(file, name) {
-  await addScene(file, name);
-  afterAdding();
+  try {
+    await addScene(file, name);
+    afterAdding();
+  } catch (error) {
+    complain(error instanceof Error ? error.message : String(error));
+  }
 }
 
 /**
@@ -205,6 +217,8 @@ export function start(onError) {
   const drop = byId("drop", HTMLElement);
   for (const name of ["dragenter", "dragover"]) {
     document.addEventListener(name, (event) => {
+      // Text that is dragged into a field is no picture.
+      if (!(event instanceof DragEvent) || !event.dataTransfer?.types.includes("Files")) return;
       event.preventDefault();
       drop.classList.add("over");
     });
@@ -213,12 +227,16 @@ export function start(onError) {
     if (!event.relatedTarget) drop.classList.remove("over");
   });
   document.addEventListener("drop", (event) => {
+    if (!event.dataTransfer?.types.includes("Files")) return;
     event.preventDefault();
     drop.classList.remove("over");
-    void addFiles(event.dataTransfer?.files);
+    void addFiles(event.dataTransfer.files);
   });
   document.addEventListener("paste", (event) => {
-    if (event.clipboardData?.files.length) {
+    // Tables are copied as text and as a picture; a field wants the text.
+    const inField = event.target instanceof HTMLInputElement || event.target instanceof HTMLTextAreaElement;
+    const hasText = event.clipboardData?.types.includes("text/plain");
+    if (event.clipboardData?.files.length && !(inField && hasText)) {
       event.preventDefault();
       void addFiles(event.clipboardData.files);
     }
@@ -238,31 +256,43 @@ export function start(onError) {
   startCamera();
 }
 
+function endCamera() {
+  const video = byId("video", HTMLVideoElement);
+  if (!(video.srcObject instanceof MediaStream)) return;
+  for (const track of video.srcObject.getTracks()) track.stop();
+  video.srcObject = null;
+  video.hidden = true;
+  byId("shoot", HTMLElement).hidden = true;
+  byId("camera-off", HTMLElement).hidden = true;
+  byId("camera", HTMLElement).hidden = false;
+  byId("stage", HTMLElement).hidden = !current;
+}
+
 function startCamera() {
   const open = byId("camera", HTMLButtonElement);
   const shoot = byId("shoot", HTMLButtonElement);
+  const off = byId("camera-off", HTMLButtonElement);
   const video = byId("video", HTMLVideoElement);
   // Browsers offer the camera only to pages of this machine and over HTTPS.
   if (!navigator.mediaDevices?.getUserMedia) return;
   open.hidden = false;
-  const end = () => {
-    if (video.srcObject instanceof MediaStream) for (const track of video.srcObject.getTracks()) track.stop();
-    video.srcObject = null;
-    video.hidden = true;
-    shoot.hidden = true;
-    open.hidden = false;
-    byId("stage", HTMLElement).hidden = !current;
-  };
+  addEventListener("pagehide", endCamera);
+  off.addEventListener("click", () => {
+    endCamera();
+    open.focus();
+  });
   open.addEventListener("click", async () => {
     try {
       video.srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+      await video.play();
     } catch {
+      endCamera();
       complain("The camera cannot be used: there is none, or the browser does not allow it.");
       return;
     }
-    await video.play();
     video.hidden = false;
     shoot.hidden = false;
+    off.hidden = false;
     open.hidden = true;
     byId("stage", HTMLElement).hidden = true;
     shoot.focus();
@@ -272,7 +302,7 @@ function startCamera() {
     canvas.width = video.videoWidth;
     canvas.height = video.videoHeight;
     canvas.getContext("2d")?.drawImage(video, 0, 0);
-    end();
+    endCamera();
     canvas.toBlob((blob) => {
       if (blob) void add(blob, `camera ${new Date().toLocaleTimeString()}`).then(afterAdding);
     }, "image/jpeg", 0.92);

@@ -9,8 +9,8 @@ import { h, percent } from "./dom.js";
 const STAGES = [
   ["decode", "decoding the picture"],
   ["queue", "waiting"],
-  ["vision", "looking (vision model)"],
-  ["text", "writing (text model)"],
+  ["vision", "vision model"],
+  ["text", "text model"],
 ];
 
 /**

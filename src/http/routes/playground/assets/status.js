@@ -24,13 +24,21 @@ export function parse(text) {
 }
 
 /**
+ * True for the requests of this page itself, and of probes.
+ * @param {string} labels
+ */
+function isOwn(labels) {
+  return /route="\/(metrics|status|health[^"]*|assets\/[^"]*)"/.test(labels);
+}
+
+/**
  * Returns the sum of all samples of a name whose labels contain a text.
  * @param {Scrape} scrape
  * @param {string} name
  * @param {string} [labels]
  */
 function sum({ samples }, name, labels = "") {
-  return samples.filter((sample) => sample.name === name && sample.labels.includes(labels)).reduce((total, sample) => total + sample.value, 0);
+  return samples.filter((sample) => sample.name === name && sample.labels.includes(labels) && !isOwn(sample.labels)).reduce((total, sample) => total + sample.value, 0);
 }
 
 /**
@@ -46,7 +54,7 @@ function quantileOf(before, now, name, quantile, labels = "") {
   const counts = new Map();
   for (const [scrape, sign] of /** @type {[Scrape, number][]} */ ([[now, 1], [before, -1]])) {
     for (const sample of scrape.samples) {
-      if (sample.name !== `${name}_bucket` || !sample.labels.includes(labels)) continue;
+      if (sample.name !== `${name}_bucket` || !sample.labels.includes(labels) || isOwn(sample.labels)) continue;
       const bound = Number(/le="([^"]*)"/.exec(sample.labels)?.[1]?.replace("+Inf", "Infinity"));
       counts.set(bound, (counts.get(bound) ?? 0) + sign * sample.value);
     }
@@ -119,6 +127,9 @@ let before = null;
 
 /** @param {Scrape} now */
 function draw(now) {
+  // A server that was started again counts from 0.
+  const started = sum(now, "process_start_time_seconds");
+  if (before && sum(before, "process_start_time_seconds") !== started) before = null;
   if (before) {
     const seconds = Math.max((now.at - before.at) / 1000, 0.001);
     for (const { chart, number, line, range, values } of drawn) {
@@ -143,13 +154,16 @@ function draw(now) {
 
 async function scrape() {
   const state = byId("state", HTMLElement);
+  const say = (/** @type {string} */ text) => {
+    if (state.textContent !== text) state.textContent = text;
+  };
   try {
     draw({ at: performance.now(), samples: parse(await getText("metrics")) });
-    state.textContent = "";
+    say("");
   } catch (error) {
     before = null;
     const unauthorized = error instanceof Problem && error.status === 401;
-    state.textContent = unauthorized ? "This server needs an API key. Set it above." : "The metrics cannot be read. Is the server running?";
+    say(unauthorized ? "This server needs an API key. Set it above." : "The metrics cannot be read. Is the server running?");
   }
 }
 
@@ -162,10 +176,22 @@ open.addEventListener("click", () => {
 });
 box.addEventListener("submit", (event) => {
   event.preventDefault();
-  setKey(byId("key", HTMLInputElement).value.trim());
-  void scrape();
+  try {
+    setKey(byId("key", HTMLInputElement).value.trim());
+    box.hidden = true;
+    open.setAttribute("aria-expanded", "false");
+    open.focus();
+    void scrape();
+  } catch (error) {
+    byId("state", HTMLElement).textContent = error instanceof Error ? error.message : String(error);
+  }
 });
 byId("key", HTMLInputElement).value = key();
 
-void scrape();
-setInterval(() => void scrape(), INTERVAL_MS);
+/** One scrape after the other, and none while nobody looks. */
+async function watch() {
+  if (document.hidden) before = null;
+  else await scrape();
+  setTimeout(() => void watch(), INTERVAL_MS);
+}
+void watch();

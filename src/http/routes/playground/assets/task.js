@@ -2,6 +2,7 @@
 
 import { Problem } from "./api.js";
 import { h } from "./dom.js";
+import { hideHeat } from "./heatmap.js";
 import * as pictures from "./pictures.js";
 
 /** @typedef {import("./pictures.js").Picture} Picture */
@@ -33,13 +34,22 @@ export function whenUnauthorized(listener) {
  * @returns {Promise<T>}
  */
 export async function withPicture(picture, call) {
+  const image = await pictures.imageValue(picture);
   try {
-    return await call(await pictures.imageValue(picture));
+    return await call(image);
   } catch (error) {
-    if (!(error instanceof Problem) || error.code !== "image_not_found" || !picture.serverId) throw error;
-    picture.serverId = null;
+    if (!isForgotten(error) || !image.startsWith("sha256:")) throw error;
+    if (picture.serverId === image) picture.serverId = null;
     return call(await pictures.imageValue(picture));
   }
+}
+
+/**
+ * True if the server no longer has a picture, for example after a restart.
+ * @param {unknown} error
+ */
+export function isForgotten(error) {
+  return error instanceof Problem && error.code === "image_not_found";
 }
 
 /**
@@ -68,11 +78,13 @@ export function linesField(label, value) {
  */
 export function sentence(error) {
   if (!(error instanceof Error)) return String(error);
-  if (error instanceof TypeError) return "The server cannot be reached. Is it running?";
   if (!(error instanceof Problem)) return error.message;
   const details = error.fields.filter(({ detail }) => !error.message.includes(detail)).map(({ field, detail }) => `${field}: ${detail}`);
-  const text = [error.message, ...details].join("; ");
-  return text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+  const wait = error.retryAfter !== null && error.retryAfter > 60 ? [`try again in ${Math.ceil(error.retryAfter / 60)} minutes`] : [];
+  const text = [error.message, ...details, ...wait].join("; ");
+  // A sentence that begins with the name of a field keeps it as it is.
+  const first = /^[a-z_]+[[:]/.test(text) ? text.charAt(0) : text.charAt(0).toUpperCase();
+  return first + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 }
 
 /**
@@ -81,15 +93,31 @@ export function sentence(error) {
  * @returns {{tab: HTMLButtonElement, panel: HTMLElement, form: HTMLFormElement, setAvailable: (available: boolean) => void}}
  */
 export function create(task) {
-  const results = h("div", { "aria-live": "polite", "aria-atomic": "false" });
+  const results = h("div");
+  // Screen readers hear when a call begins, waits and ends, but not each second of a wait.
   const progress = h("p", { role: "status", class: "quiet" });
+  const seconds = h("p", { class: "quiet", "aria-hidden": "true" });
+  const cancel = h("button", { type: "button", hidden: true }, "Cancel");
   const button = h("button", { type: "submit", class: "main" }, task.button);
   const missing = h("p", { class: "warn", hidden: true }, `No model for this task is loaded (role ${task.role}). Start the server with one: --model SRC.`);
-  const form = h("form", {}, ...task.fields, h("p", {}, button), progress);
+  const form = h("form", {}, ...task.fields, h("p", {}, button, " ", cancel), progress, seconds);
   const panel = h("div", { role: "tabpanel", id: `panel-${task.id}`, "aria-labelledby": `tab-${task.id}` }, missing, form, results);
   const tab = h("button", { type: "button", role: "tab", id: `tab-${task.id}`, "aria-controls": `panel-${task.id}` }, task.title);
   /** @type {AbortController | null} */
   let running = null;
+  cancel.addEventListener("click", () => {
+    running?.abort();
+    results.replaceChildren();
+    progress.textContent = "Cancelled.";
+    seconds.textContent = "";
+    cancel.hidden = true;
+    button.focus();
+  });
+  // A field that is not valid may be hidden.
+  form.addEventListener("invalid", (event) => {
+    const details = event.target instanceof Element ? event.target.closest("details") : null;
+    if (details) details.open = true;
+  }, true);
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     running?.abort();
@@ -101,21 +129,30 @@ export function create(task) {
       return;
     }
     progress.textContent = "Working …";
+    cancel.hidden = false;
     results.replaceChildren();
+    hideHeat();
     const onWait = (/** @type {number} */ left) => {
-      progress.textContent = left > 0 ? `The server is busy. Trying again in ${left} s …` : "Working …";
+      if (left > 0 && seconds.textContent === "") progress.textContent = "The server is busy.";
+      seconds.textContent = left > 0 ? `Trying again in ${left} s …` : "";
     };
     try {
       const live = h("div", { class: "result" });
       results.append(live);
       const shown = await task.run(/** @type {Picture} */ (picture), { signal: controller.signal, onWait, progress: live });
-      if (running === controller) live.replaceChildren(shown);
+      if (running !== controller) return;
+      live.replaceChildren(...(picture && !task.withoutPicture ? [h("p", { class: "quiet" }, `About ${picture.name}:`)] : []), shown);
+      progress.textContent = `Done. ${shown instanceof Element ? (shown.querySelector(".plain")?.textContent ?? "") : ""}`;
     } catch (error) {
       if (controller.signal.aborted) return;
-      results.replaceChildren(h("div", { class: "result" }, h("p", { class: "error" }, sentence(error))));
+      progress.textContent = "";
+      results.replaceChildren(h("div", { class: "result" }, h("p", { class: "error", role: "alert" }, sentence(error))));
       if (error instanceof Problem && error.status === 401) onUnauthorized(error);
     } finally {
-      if (running === controller) progress.textContent = "";
+      if (running === controller) {
+        seconds.textContent = "";
+        cancel.hidden = true;
+      }
     }
   });
   const setAvailable = (/** @type {boolean} */ available) => {

@@ -5,7 +5,7 @@ import { h } from "./dom.js";
 import { map } from "./map.js";
 import * as pictures from "./pictures.js";
 import { cosineBar, footer, probabilityBar, table } from "./result.js";
-import { linesField, linesOf, withPicture } from "./task.js";
+import { isForgotten, linesField, linesOf, withPicture } from "./task.js";
 import { explained } from "./words.js";
 
 /** @typedef {Record<string, any>} Json */
@@ -33,7 +33,7 @@ const ask = {
         const rows = found.ranking.map((/** @type {Json} */ one) => [String(one.answer), probabilityBar(one.probability)]);
         return h("div", {}, title, table(`Answers to: ${found.question}`, ["Answer", "Probability"], rows));
       }
-      const why = found.explanation ? explained(found.explanation, `Words of the question ${found.question}`) : null;
+      const why = found.explanation ? explained(found.explanation, `Words of the question ${found.question}`, picture) : null;
       return h("div", {}, title, h("p", {}, "Probability of this answer: ", probabilityBar(Math.exp(found.logprob))), h("p", { class: "quiet" }, "Where the model looked for each word of the question:"), why);
     });
     return h("div", {}, ...parts, footer("vqa", { image: "", ...body }, answer));
@@ -94,9 +94,16 @@ const rank = {
   async run(_picture, { signal, onWait }) {
     const list = [...pictures.all()];
     if (list.length < 2) throw new Error("Choose two or more pictures first: drop several, or click demo scenes.");
-    await Promise.all(list.filter((picture) => !picture.serverId).map((picture) => embedding(picture, signal, onWait)));
-    const body = { text: query.value, images: list.map((picture) => picture.serverId) };
-    const answer = await call("rank", body, signal, onWait);
+    const ranked = async () => {
+      await embeddings(list.filter((picture) => !picture.serverId), signal, onWait);
+      const body = { text: query.value, images: list.map((picture) => picture.serverId), top_k: list.length };
+      return { body, answer: await call("rank", body, signal, onWait) };
+    };
+    const { body, answer } = await ranked().catch((error) => {
+      if (!isForgotten(error)) throw error;
+      for (const picture of list) picture.serverId = null;
+      return ranked();
+    });
     const rows = answer.json.results.map((/** @type {Json} */ result) => {
       const picture = list[result.index];
       const image = h("img", { src: picture?.url ?? "", alt: "", width: 56, height: 56 });
@@ -118,6 +125,23 @@ async function embedding(picture, signal, onWait) {
   return answer;
 }
 
+/** Number of pictures that are sent at a time. */
+const AT_ONCE = 4;
+
+/**
+ * Embeds pictures, some at a time.
+ * @param {import("./pictures.js").Picture[]} list
+ * @param {AbortSignal} signal
+ * @param {(seconds: number) => void} onWait
+ */
+async function embeddings(list, signal, onWait) {
+  const answers = [];
+  for (let first = 0; first < list.length; first += AT_ONCE) {
+    answers.push(...(await Promise.all(list.slice(first, first + AT_ONCE).map((picture) => embedding(picture, signal, onWait)))));
+  }
+  return answers;
+}
+
 const [embedField, embedTexts] = linesField("Texts, one per line", "two cats\na dog\na rocket\na whale");
 
 /** @type {Task} */
@@ -132,7 +156,7 @@ const embed = {
     const list = [...pictures.all()];
     const words = linesOf(embedTexts);
     if (list.length + words.length < 3) throw new Error("A map needs three or more pictures and texts.");
-    const images = await Promise.all(list.map((picture) => embedding(picture, signal, onWait)));
+    const images = await embeddings(list, signal, onWait);
     const texts = await Promise.all(words.map((text) => call("embeddings", { text }, signal, onWait)));
     const points = [
       ...list.map((picture, index) => ({ name: picture.name, url: picture.url, vector: /** @type {number[]} */ (images[index]?.json.embedding) })),

@@ -2,6 +2,7 @@
 
 import { h, percent } from "./dom.js";
 import { hideHeat, showHeat } from "./heatmap.js";
+import * as pictures from "./pictures.js";
 
 /** @typedef {{text: string, logprob?: number, weights: number[]}} Token */
 /** @typedef {{text: string, probability: number | null, weights: number[]}} Word */
@@ -32,11 +33,12 @@ export function wordsOf(tokens) {
 }
 
 /**
- * Shows the words of an explanation.
+ * Shows the words of an explanation of a picture. While the pointer or the focus is on a word, that picture is shown.
  * @param {{grid: [number, number], tokens: Token[]}} explanation
  * @param {string} label
+ * @param {import("./pictures.js").Picture} picture
  */
-export function explained(explanation, label) {
+export function explained(explanation, label, picture) {
   const line = h("p", { class: "caption", role: "group", "aria-label": label });
   /** @type {HTMLButtonElement | null} */
   let pinned = null;
@@ -45,7 +47,11 @@ export function explained(explanation, label) {
     const kind = known === null ? " given" : known >= 0.8 ? "" : known >= 0.4 ? " unsure" : " doubtful";
     const title = known === null ? word.text : `${word.text}: probability ${percent(known)}`;
     const button = h("button", { type: "button", class: `word${kind}`, title, "aria-label": title, "aria-pressed": "false" }, word.text);
-    const show = () => showHeat(explanation.grid, word.weights, word.text);
+    const show = () => {
+      if (!pictures.all().includes(picture)) return;
+      if (pictures.shown() !== picture) pictures.show(picture);
+      void showHeat(explanation.grid, word.weights, word.text);
+    };
     const hide = () => {
       if (pinned) pinned.dispatchEvent(new Event("again"));
       else hideHeat();

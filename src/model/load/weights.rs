@@ -184,7 +184,11 @@ impl CheckpointWeights {
         let tensor = match source {
             TensorFile::Mapped(file) => file
                 .get(name)
-                .and_then(|view| view.load(&Device::Cpu))
+                .and_then(|view| {
+                    let tensor = view.load(&Device::Cpu);
+                    release(view.data());
+                    tensor
+                })
                 .map_err(|error| unreadable(path, &error)),
             TensorFile::InBinary(file) => file
                 .get(name)
@@ -280,6 +284,30 @@ fn open_mapped(path: &Path) -> Result<TensorFile, LoadError> {
         None => unusable(path, safetensors_problem(&beginning)),
     })?;
     Ok(TensorFile::Mapped(file))
+}
+
+/// Gives back the memory of these bytes of a mapped file, which have been copied. Otherwise the whole file would stay in memory
+/// beside the packed weights until the model is loaded. If the bytes are read again, the system reads them from the file again.
+fn release(bytes: &[u8]) {
+    #[cfg(target_os = "linux")]
+    {
+        let page = rustix::param::page_size();
+        let skipped = bytes.as_ptr().align_offset(page);
+        let length = bytes.len().saturating_sub(skipped) / page * page;
+        if length == 0 {
+            return;
+        }
+        let start = bytes[skipped..].as_ptr().cast_mut().cast();
+        // SAFETY: the range consists of whole pages within `bytes`, which are in a private mapping of a file that is only
+        // read. Dropping such pages does not change their content.
+        #[expect(unsafe_code, reason = "part of the mapping of a file")]
+        let released =
+            unsafe { rustix::mm::madvise(start, length, rustix::mm::Advice::LinuxDontNeed) };
+        // A system that refuses keeps the pages for longer.
+        let _ = released;
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = bytes;
 }
 
 /// Returns the error of the operating system in an error of candle; `None` if the content of a file is at fault.

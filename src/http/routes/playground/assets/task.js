@@ -128,6 +128,7 @@ export function create(task) {
       progress.textContent = "Choose a picture first.";
       return;
     }
+    progress.className = "quiet";
     progress.textContent = "Working …";
     cancel.hidden = false;
     results.replaceChildren();
@@ -142,6 +143,8 @@ export function create(task) {
       const shown = await task.run(/** @type {Picture} */ (picture), { signal: controller.signal, onWait, progress: live });
       if (running !== controller) return;
       live.replaceChildren(...(picture && !task.withoutPicture ? [h("p", { class: "quiet" }, `About ${picture.name}:`)] : []), shown);
+      // For screen readers; others see the result.
+      progress.className = "visually-hidden";
       progress.textContent = `Done. ${shown instanceof Element ? (shown.querySelector(".plain")?.textContent ?? "") : ""}`;
     } catch (error) {
       if (controller.signal.aborted) return;

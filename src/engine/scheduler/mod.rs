@@ -337,10 +337,11 @@ impl Scheduler {
             return None;
         }
         let interactive = || self.tasks.values().filter(|task| !task.call.client.is_bulk());
-        let images = interactive()
-            .filter(|task| task.traits.decodes == Some(model) && !task.images.is_empty())
-            .count();
-        if images == 0 || rows + images < most.div_ceil(2) {
+        let waiting = || interactive().filter(|task| !task.images.is_empty());
+        let images = waiting().filter(|task| task.traits.decodes == Some(model)).count();
+        // Among many images of other tasks, those of captions come too slowly to wait for.
+        let come_soon = 2 * images >= waiting().count();
+        if images == 0 || !come_soon || rows + images < most.div_ceil(2) {
             return None;
         }
         let is_streamed =

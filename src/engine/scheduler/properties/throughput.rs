@@ -45,8 +45,9 @@ fn measured(work: &UnitWork) -> Duration {
     })
 }
 
-/// Predicts what this many clients get, each of which sends its next picture when it has its caption.
-fn predict(clients: u64, gather_rows: usize) -> Prediction {
+/// Predicts what this many clients get, each of which sends its next picture when it has its caption, beside `others` that
+/// do the same for scores.
+fn predict(clients: u64, others: u64, gather_rows: usize) -> Prediction {
     let mut world = SimulatedWorker::new(EngineSettings {
         gather_rows,
         max_batch_images: 32,
@@ -57,18 +58,20 @@ fn predict(clients: u64, gather_rows: usize) -> Prediction {
         linger: Duration::ZERO,
         ..settings()
     });
-    let need = Need::Group { beams: 1, steps: TOKENS, tokens: 1 };
+    let caption = Need::Group { beams: 1, steps: TOKENS, tokens: 1 };
+    let score = Need::Rows { count: 1, tokens: 10 };
     let start = world.now;
     let (mut sent, mut image) = (BTreeMap::new(), 0_u32);
     let (mut times, mut longest_pause) = (Vec::new(), 0.0_f64);
     let mut last_step: Option<Instant> = None;
-    let mut idle: Vec<u64> = (0..clients).collect();
+    let mut idle: Vec<u64> = (0..clients + others).collect();
     while world.now - start < Duration::from_secs(200) {
         for client in idle.drain(..) {
             image += 1;
             let mut id = [0; 32];
             id[..4].copy_from_slice(&image.to_le_bytes());
             let picture = FeatureKey { image: ImageId::from_digest(id), ..key(0, 0) };
+            let need = if client < clients { caption } else { score };
             let task = world.submit(client, picture, need, Duration::from_secs(600));
             world.scheduler.tasks.get_mut(&task).unwrap().traits.is_streamed = false;
             sent.insert(task, (client, world.now));
@@ -94,7 +97,7 @@ fn predict(clients: u64, gather_rows: usize) -> Prediction {
             let (client, at) = sent.remove(&task).unwrap();
             idle.push(client);
             // The first half minute is the start of the load.
-            if world.now - start > Duration::from_secs(30) {
+            if client < clients && world.now - start > Duration::from_secs(30) {
                 times.push((world.now - at).as_secs_f64());
             }
         }
@@ -107,7 +110,7 @@ fn predict(clients: u64, gather_rows: usize) -> Prediction {
 fn gathering_raises_the_throughput_of_many_clients_and_leaves_few_alone() {
     let mut lines = Vec::new();
     for clients in [1, 2, 4, 8, 16, 32] {
-        let [at_once, gathered] = [1, 8].map(|rows| predict(clients, rows));
+        let [at_once, gathered] = [1, 8].map(|rows| predict(clients, 0, rows));
         lines.push(format!(
             "{clients} clients: {:.2} -> {:.2} captions/s, median {:.2} -> {:.2} s, longest pause {:.2} -> {:.2} s",
             at_once.rate, gathered.rate, at_once.median, gathered.median, at_once.longest_pause, gathered.longest_pause,
@@ -123,4 +126,14 @@ fn gathering_raises_the_throughput_of_many_clients_and_leaves_few_alone() {
         assert!(gathered.longest_pause < 3.0 * IMAGE + 0.05, "{lines:#?}");
     }
     println!("{}", lines.join("\n"));
+}
+
+#[test]
+fn captions_beside_many_other_calls_are_not_slower() {
+    for (clients, others) in [(1, 15), (4, 12), (8, 24)] {
+        let [at_once, gathered] = [1, 8].map(|rows| predict(clients, others, rows));
+        let (before, after) = (at_once.median, gathered.median);
+        println!("{clients} beside {others}: median {before:.2} -> {after:.2} s");
+        assert!(after < 1.02 * before, "{clients} beside {others}: {before} s, {after} s");
+    }
 }

@@ -238,3 +238,16 @@ async fn the_last_answer_of_a_connection_is_whole_for_a_client_that_reads_late()
     assert!(answers.ends_with(document));
     server.stop().await;
 }
+
+/// The answer to HEAD has no body, so its connection never reads to the end of one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_with_head_counts_as_answered() {
+    let server = TestServer::start(|_| ()).await;
+    let stream = server.send(b"HEAD / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+    let answer = read_to_end(stream).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let labels = ["/", "HEAD", "200", "ok"];
+    let counted = || server.app.metrics.http_requests_total.with_label_values(&labels).get();
+    server.app.until("the request is counted", |_| counted() == 1).await;
+    server.stop().await;
+}

@@ -49,7 +49,8 @@ pub(crate) async fn observe(
         trace_id: trace_id(&request),
         answer: None,
         probe: false,
-        complete: false,
+        // The answer to HEAD has no body that could be cut.
+        complete: request.method() == Method::HEAD,
     };
     let response = next.run(request).await;
     let extensions = response.extensions();

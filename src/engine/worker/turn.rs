@@ -98,10 +98,9 @@ impl<B: Backend> Worker<B> {
             submission;
         self.meter.submitted();
         let id = TaskId(self.fresh_id());
-        let is_generated = |caption: &Caption| matches!(caption.mode, DecodeMode::Generate(_));
-        let decodes = matches!(&task, Task::Caption(caption) if is_generated(caption));
-        let decodes = decodes.then_some(model);
-        let traits = TaskTraits { decodes, is_streamed: stream.is_some() };
+        let decodes = matches!(task, Task::Caption(Caption { mode: DecodeMode::Generate(_), .. }));
+        let traits =
+            TaskTraits { decodes: decodes.then_some(model), is_streamed: stream.is_some() };
         let plan = match self.plan(model, task) {
             Ok(plan) => plan,
             Err(error) => {

@@ -30,6 +30,13 @@ fn key(tower: usize, image: u8) -> FeatureKey {
     }
 }
 
+/// Returns the key of one of many images for the tower.
+fn numbered_key(tower: usize, number: u32) -> FeatureKey {
+    let mut id = [0; 32];
+    id[..4].copy_from_slice(&number.to_le_bytes());
+    FeatureKey { image: ImageId::from_digest(id), ..key(tower, 0) }
+}
+
 /// Returns the id of a client's only call. Client and call have the same number.
 fn lone(call: u64) -> CallId {
     CallId { client: ClientId(call), number: call }
@@ -437,9 +444,7 @@ fn two_full_stages_get_their_shares() {
         let mut spent = [0.0; 2];
         for image in 0..2000_u32 {
             // The vision stage always has work.
-            let mut id = [0; 32];
-            id[..4].copy_from_slice(&image.to_le_bytes());
-            let fresh = FeatureKey { image: ImageId::from_digest(id), ..key(1, 0) };
+            let fresh = numbered_key(1, image);
             world.submit(9, fresh, Need::Rows { count: 1, tokens: 1 }, long);
             let Decision::Run(unit) = world.scheduler.decide(world.now, 0) else {
                 panic!("there is work")

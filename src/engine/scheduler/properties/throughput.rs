@@ -68,9 +68,7 @@ fn predict(clients: u64, others: u64, gather_rows: usize) -> Prediction {
     while world.now - start < Duration::from_secs(200) {
         for client in idle.drain(..) {
             image += 1;
-            let mut id = [0; 32];
-            id[..4].copy_from_slice(&image.to_le_bytes());
-            let picture = FeatureKey { image: ImageId::from_digest(id), ..key(0, 0) };
+            let picture = numbered_key(0, image);
             let need = if client < clients { caption } else { score };
             let task = world.submit(client, picture, need, Duration::from_secs(600));
             world.scheduler.tasks.get_mut(&task).unwrap().traits.is_streamed = false;

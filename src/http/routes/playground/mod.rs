@@ -36,6 +36,7 @@ const ASSETS: &[Asset] = assets! {
     "dom.js": "text/javascript" from "assets/dom.js",
     "heatmap.js": "text/javascript" from "assets/heatmap.js",
     "icon.svg": "image/svg+xml" from "assets/icon.svg",
+    "keybox.js": "text/javascript" from "assets/keybox.js",
     "map.js": "text/javascript" from "assets/map.js",
     "models.js": "text/javascript" from "assets/models.js",
     "pictures.js": "text/javascript" from "assets/pictures.js",
@@ -80,13 +81,17 @@ static HASH: LazyLock<String> = LazyLock::new(|| {
         all.update(content.len().to_le_bytes());
         all.update(content);
     }
-    let hash = all.finalize();
-    hash[..8].iter().fold(String::new(), |mut text, byte| {
+    short_text(&all.finalize())
+});
+
+/// Returns the first eight bytes of a hash in hexadecimal digits.
+fn short_text(hash: &[u8]) -> String {
+    hash.iter().take(8).fold(String::new(), |mut text, byte| {
         // Writing to a string cannot fail.
         let _ = write!(text, "{byte:02x}");
         text
     })
-});
+}
 
 /// Returns the routes of the assets.
 pub(crate) fn assets() -> Router<HttpState> {
@@ -117,10 +122,7 @@ async fn show_status(headers: HeaderMap) -> Response {
 /// Answers a request for a page; without a body if the browser has this version of it.
 fn page(headers: &HeaderMap, template: &str) -> Response {
     let text = template.replace("{assets}", &format!("assets/{}", *HASH));
-    let digest = Sha256::digest(&text);
-    let etag =
-        digest[..8].iter().fold(String::from("\""), |text, byte| text + &format!("{byte:02x}"))
-            + "\"";
+    let etag = format!("\"{}\"", short_text(&Sha256::digest(&text)));
     let known =
         headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
     let is_known = known

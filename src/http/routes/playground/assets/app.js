@@ -1,9 +1,9 @@
 // The playground: tabs, the key box, and what connects the other files.
 
-import { key, Problem, setKey } from "./api.js";
 import { task as caption } from "./caption.js";
 import { byId } from "./dom.js";
 import { hideHeat } from "./heatmap.js";
+import { startKeyBox } from "./keybox.js";
 import { load, onModels, roles, watch } from "./models.js";
 import * as pictures from "./pictures.js";
 import { create, sentence, whenUnauthorized } from "./task.js";
@@ -37,30 +37,10 @@ tabs.addEventListener("keydown", (event) => {
 });
 select(0);
 
-const box = byId("key-box", HTMLFormElement);
-const open = byId("key-open", HTMLButtonElement);
-
-/** @param {boolean} visible */
-function showKeyBox(visible) {
-  box.hidden = !visible;
-  open.setAttribute("aria-expanded", visible ? "true" : "false");
-  if (visible) byId("key", HTMLInputElement).focus();
-}
-
-open.addEventListener("click", () => showKeyBox(box.hidden === true));
-box.addEventListener("submit", async (event) => {
-  event.preventDefault();
-  try {
-    setKey(byId("key", HTMLInputElement).value.trim());
-    await load();
-    showKeyBox(false);
-    open.focus();
-  } catch (error) {
-    byId("state", HTMLElement).textContent = sentence(error);
-  }
+const showKeyBox = startKeyBox(load, (error) => {
+  byId("state", HTMLElement).textContent = sentence(error);
 });
-whenUnauthorized((/** @type {Problem} */ _) => showKeyBox(true));
-byId("key", HTMLInputElement).value = key();
+whenUnauthorized(() => showKeyBox(true));
 
 pictures.onChange(() => hideHeat());
 // A new picture is captioned at once, while the tab of captions is open.

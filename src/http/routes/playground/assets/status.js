@@ -1,7 +1,8 @@
 // The status page: rates, latency, queue, batches, caches and memory, from the metrics of the server.
 
-import { getText, key, Problem, setKey } from "./api.js";
+import { getText, Problem } from "./api.js";
 import { byId, h, megabytes, percent, svg } from "./dom.js";
+import { startKeyBox } from "./keybox.js";
 
 const INTERVAL_MS = 2000;
 const KEPT = 150;
@@ -47,14 +48,13 @@ function sum({ samples }, name, labels = "") {
  * @param {Scrape} now
  * @param {string} name
  * @param {number} quantile
- * @param {string} [labels]
  */
-function quantileOf(before, now, name, quantile, labels = "") {
+function quantileOf(before, now, name, quantile) {
   /** @type {Map<number, number>} */
   const counts = new Map();
   for (const [scrape, sign] of /** @type {[Scrape, number][]} */ ([[now, 1], [before, -1]])) {
     for (const sample of scrape.samples) {
-      if (sample.name !== `${name}_bucket` || !sample.labels.includes(labels) || isOwn(sample.labels)) continue;
+      if (sample.name !== `${name}_bucket` || isOwn(sample.labels)) continue;
       const bound = Number(/le="([^"]*)"/.exec(sample.labels)?.[1]?.replace("+Inf", "Infinity"));
       counts.set(bound, (counts.get(bound) ?? 0) + sign * sample.value);
     }
@@ -167,26 +167,12 @@ async function scrape() {
   }
 }
 
-const box = byId("key-box", HTMLFormElement);
-const open = byId("key-open", HTMLButtonElement);
-open.addEventListener("click", () => {
-  box.hidden = !box.hidden;
-  open.setAttribute("aria-expanded", box.hidden ? "false" : "true");
-  if (!box.hidden) byId("key", HTMLInputElement).focus();
-});
-box.addEventListener("submit", (event) => {
-  event.preventDefault();
-  try {
-    setKey(byId("key", HTMLInputElement).value.trim());
-    box.hidden = true;
-    open.setAttribute("aria-expanded", "false");
-    open.focus();
-    void scrape();
-  } catch (error) {
+startKeyBox(
+  () => void scrape(),
+  (error) => {
     byId("state", HTMLElement).textContent = error instanceof Error ? error.message : String(error);
-  }
-});
-byId("key", HTMLInputElement).value = key();
+  },
+);
 
 /** One scrape after the other, and none while nobody looks. */
 async function watch() {

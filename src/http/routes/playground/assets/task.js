@@ -18,10 +18,10 @@ import * as pictures from "./pictures.js";
  * @property {(picture: Picture, run: Run) => Promise<Node>} run
  */
 
-/** @type {(error: Problem) => void} */
+/** @type {() => void} */
 let onUnauthorized = () => {};
 
-/** @param {(error: Problem) => void} listener */
+/** @param {() => void} listener called when a call needs a key */
 export function whenUnauthorized(listener) {
   onUnauthorized = listener;
 }
@@ -150,7 +150,7 @@ export function create(task) {
       if (controller.signal.aborted) return;
       progress.textContent = "";
       results.replaceChildren(h("div", { class: "result" }, h("p", { class: "error", role: "alert" }, sentence(error))));
-      if (error instanceof Problem && error.status === 401) onUnauthorized(error);
+      if (error instanceof Problem && error.status === 401) onUnauthorized();
     } finally {
       if (running === controller) {
         seconds.textContent = "";

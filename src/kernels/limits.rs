@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::aligned_buffer::{AlignedBuffer, LINE};
 use super::context::KernelContext;
-use super::gemm::{Bf16, Dot, F32, Format, Int8, Shape, TileProduct, multiply};
+use super::gemm::{Bf16, Dot, F32, Format, Int8, Prefetch, Shape, TileProduct, multiply};
 use super::isa::{Isa, Kernel};
 
 /// Number of passes per measurement. The fastest pass determines the result, because another process, or a core that
@@ -129,7 +129,18 @@ fn repeated<I: Isa, D: Dot<I>>(isa: I, one: u32, groups: usize, repeats: usize) 
         // multiple of a line, which is a multiple of every instruction set's `GROUPS`.
         unsafe {
             let sums = black_box(sums);
-            multiply::<I, D>(isa, TileProduct { rows: I::ROWS, a, b, groups, sums, add: false });
+            multiply::<I, D>(
+                isa,
+                TileProduct {
+                    rows: I::ROWS,
+                    a,
+                    b,
+                    groups,
+                    sums,
+                    add: false,
+                    prefetch: Prefetch::NONE,
+                },
+            );
         }
     }
 }

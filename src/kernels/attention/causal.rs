@@ -20,6 +20,9 @@ pub struct CausalRun<'a> {
     pub memory: &'a [Rows<'a>],
 }
 
+/// Number of rows from which on several threads compute causal attention.
+const FEW_ROWS: usize = 4;
+
 /// Computes causal attention: every new row attends to the rows of its sequence up to and including itself. `out` is
 /// `[rows of all runs, heads x width]`.
 ///
@@ -59,9 +62,9 @@ pub fn attend_causally(
             level.run(AttendCausally { heads, run, scores: &mut buffers.scores, out });
         });
     };
-    // The attention of one row to 20 tokens takes less time than waking a thread, so if there are only a few rows, this
-    // thread computes all of them.
-    if rows < 8 { (0..runs.len()).for_each(part) } else { pool.run(runs.len(), &part) }
+    // The attention of one row to 20 tokens takes about as long as handing a job to the other threads, so if there are
+    // only a few rows, this thread computes all of them.
+    if rows < FEW_ROWS { (0..runs.len()).for_each(part) } else { pool.run(runs.len(), &part) }
 }
 
 struct AttendCausally<'a> {
@@ -81,31 +84,28 @@ impl Kernel for AttendCausally<'_> {
     fn run<I: Isa>(self, isa: I) {
         let Self { heads, run, scores, out } = self;
         let (d, width) = (heads.width, heads.count * heads.width);
-        let rows = run.queries.rows;
-        let all: usize = run.memory.iter().map(|piece| piece.rows).sum();
-        let past = all - rows;
+        let tokens: Vec<&[f32]> = run
+            .memory
+            .iter()
+            .flat_map(|piece| (0..piece.rows).map(|row| piece.part(row, 0, 2 * width)))
+            .collect();
+        let past = tokens.len() - run.queries.rows;
         let scale = heads.scale();
-        let padded = all.next_multiple_of(LINE);
-        scores.resize(padded);
+        scores.resize(tokens.len().next_multiple_of(LINE));
         let scores = scores.as_f32_mut();
         for (r, out) in out.chunks_exact_mut(width).enumerate() {
-            let visible = past + r + 1;
-            for head in 0..heads.count {
+            let visible = &tokens[..=past + r];
+            for (head, out) in out.chunks_exact_mut(d).enumerate() {
                 let query = run.queries.part(r, head * d, d);
                 let mut largest = f32::NEG_INFINITY;
-                let mut token = 0;
-                for piece in run.memory {
-                    for row in 0..piece.rows.min(visible - token) {
-                        let score = dot(isa, query, piece.part(row, head * d, d)) * scale;
-                        scores[token] = score;
-                        largest = largest.max(score);
-                        token += 1;
-                    }
+                for (score, token) in scores.iter_mut().zip(visible) {
+                    *score = dot(isa, query, &token[head * d..][..d]) * scale;
+                    largest = largest.max(*score);
                 }
                 // The rest of the buffer may hold values from earlier use.
-                scores[visible..].fill(f32::NEG_INFINITY);
+                scores[visible.len()..].fill(f32::NEG_INFINITY);
                 let shift = isa.splat(-largest);
-                for start in (0..visible).step_by(I::LANES) {
+                for start in (0..visible.len()).step_by(I::LANES) {
                     // SAFETY: the vector lies within the padded scores, whose number is a multiple of the vector
                     // length.
                     unsafe {
@@ -114,40 +114,70 @@ impl Kernel for AttendCausally<'_> {
                         isa.store(place, exp(isa, shifted));
                     }
                 }
-                let sum: f32 = scores[..visible].iter().sum();
-                let out = &mut out[head * d..][..d];
-                out.fill(0.0);
-                let mut token = 0;
-                for piece in run.memory {
-                    for row in 0..piece.rows.min(visible - token) {
-                        add_scaled(isa, out, piece.part(row, width + head * d, d), scores[token]);
-                        token += 1;
-                    }
-                }
-                for out in out.iter_mut() {
-                    *out /= sum;
-                }
+                let exponentials = &scores[..visible.len()];
+                let inverse = 1.0 / exponentials.iter().sum::<f32>();
+                Average { tokens: visible, column: width + head * d, exponentials, inverse }
+                    .write(isa, out);
             }
         }
     }
 }
 
-/// Computes `out += scale * values`.
-#[inline(always)]
-#[expect(unsafe_code, reason = "vectors of slices of one length")]
-fn add_scaled<I: Isa>(isa: I, out: &mut [f32], values: &[f32], scale: f32) {
-    let whole = out.len() / I::LANES * I::LANES;
-    let scales = isa.splat(scale);
-    for start in (0..whole).step_by(I::LANES) {
-        // SAFETY: the vectors lie within both slices.
-        unsafe {
-            let place = out.as_mut_ptr().add(start);
-            let sum = isa.mul_add(isa.load(values.as_ptr().add(start)), scales, isa.load(place));
-            isa.store(place, sum);
+/// The average of the values of one head, weighted by the probabilities of the tokens.
+#[derive(Clone, Copy)]
+struct Average<'a> {
+    /// Keys and values of the visible tokens.
+    tokens: &'a [&'a [f32]],
+    /// First column of the head's values.
+    column: usize,
+    /// For each token, its probability before division by the sum.
+    exponentials: &'a [f32],
+    /// Inverse of the sum of the exponentials.
+    inverse: f32,
+}
+
+impl Average<'_> {
+    /// Writes the average, several vectors of columns at a time, whose sums stay in registers.
+    #[inline(always)]
+    fn write<I: Isa>(self, isa: I, out: &mut [f32]) {
+        let mut first = 0;
+        while out.len() - first >= 4 * I::LANES {
+            self.write_vectors::<I, 4>(isa, first, out);
+            first += 4 * I::LANES;
+        }
+        while out.len() - first >= I::LANES {
+            self.write_vectors::<I, 1>(isa, first, out);
+            first += I::LANES;
+        }
+        for (index, out) in out.iter_mut().enumerate().skip(first) {
+            let mut sum = 0.0;
+            for (token, exponential) in self.tokens.iter().zip(self.exponentials) {
+                sum += token[self.column + index] * exponential;
+            }
+            *out = sum * self.inverse;
         }
     }
-    for (out, value) in out[whole..].iter_mut().zip(&values[whole..]) {
-        *out += scale * value;
+
+    /// Writes `V` vectors, starting at column `first` of the head.
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "vectors of slices")]
+    fn write_vectors<I: Isa, const V: usize>(self, isa: I, first: usize, out: &mut [f32]) {
+        let mut sums = [isa.splat(0.0); V];
+        for (token, exponential) in self.tokens.iter().zip(self.exponentials) {
+            let values = &token[self.column + first..][..V * I::LANES];
+            let exponential = isa.splat(*exponential);
+            for (index, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: the vector lies within `values`.
+                let value = unsafe { isa.load(values.as_ptr().add(index * I::LANES)) };
+                *sum = isa.mul_add(value, exponential, *sum);
+            }
+        }
+        let inverse = isa.splat(self.inverse);
+        let out = &mut out[first..][..V * I::LANES];
+        for (index, sum) in sums.iter().enumerate() {
+            // SAFETY: the vector lies within `out`.
+            unsafe { isa.store(out.as_mut_ptr().add(index * I::LANES), isa.mul(*sum, inverse)) };
+        }
     }
 }
 

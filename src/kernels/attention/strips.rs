@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use super::super::aligned_buffer::{AlignedBuffer, LINE};
 use super::super::disjoint::DisjointMutPtr;
 use super::super::gemm::{
-    Bf16, ConvertPair, Dot, F32, Format, TileProduct, multiply, row_to_groups,
+    Bf16, ConvertPair, Dot, F32, Format, Prefetch, TileProduct, multiply, row_to_groups,
 };
 use super::super::isa::{Isa, Kernel, MOST_COLUMNS, MOST_ROWS};
 use super::super::pointwise::exp;
@@ -136,13 +136,15 @@ impl<'a> Strip<'a> {
                 row_to_groups::<I, D>(isa, query, rows, to, ());
             }
             for panel in 0..panels {
+                let b = keys[panel * panel_groups..].as_ptr();
                 let product = TileProduct {
                     rows,
                     a: buffers.queries.as_ptr(),
-                    b: keys[panel * panel_groups..].as_ptr(),
+                    b,
                     groups: self.key_groups,
                     sums: buffers.scores.as_mut_ptr().add(panel * rows * columns),
                     add: false,
+                    prefetch: Prefetch::stream::<I>(b),
                 };
                 multiply::<I, D>(isa, product);
             }
@@ -198,13 +200,15 @@ impl<'a> Strip<'a> {
         let panel_groups = self.token_groups * columns;
         let values = &memory.values[part.head * panels * panel_groups..];
         for panel in 0..panels {
+            let b = values[panel * panel_groups..].as_ptr();
             let product = TileProduct {
                 rows,
                 a: buffers.probabilities.as_ptr(),
-                b: values[panel * panel_groups..].as_ptr(),
+                b,
                 groups: self.token_groups,
                 sums: buffers.sums.as_mut_ptr(),
                 add: false,
+                prefetch: Prefetch::stream::<I>(b),
             };
             // SAFETY: this function's contract; a panel's offset lies within the head's panels.
             unsafe { multiply::<I, D>(isa, product) };

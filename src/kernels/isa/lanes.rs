@@ -59,6 +59,11 @@ pub(in crate::kernels) unsafe trait Isa:
     /// True if [`Isa::matrix_tile`] multiplies bf16 and 8-bit integers.
     const MATRIX_UNIT: bool = false;
 
+    /// Asks the CPU to load the cache line at `from` into the first-level cache; on sets without such an instruction,
+    /// does nothing. Any address is allowed.
+    fn prefetch(self, from: *const u32) {
+        let _ = from;
+    }
     /// Sets all lanes to `value`.
     fn splat(self, value: f32) -> Self::F;
     /// # Safety

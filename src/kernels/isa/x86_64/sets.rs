@@ -97,6 +97,7 @@ unsafe impl Isa for Avx2 {
     const VECTORS: usize = 2;
 
     forward! {
+        prefetch(from: *const u32) -> () = _mm_prefetch::<_MM_HINT_T0>(from.cast());
         splat(value: f32) -> __m256 = _mm256_set1_ps(value);
         add(a: __m256, b: __m256) -> __m256 = _mm256_add_ps(a, b);
         sub(a: __m256, b: __m256) -> __m256 = _mm256_sub_ps(a, b);
@@ -188,6 +189,7 @@ macro_rules! avx512 {
             const VECTORS: usize = 2;
 
             forward! {
+                prefetch(from: *const u32) -> () = _mm_prefetch::<_MM_HINT_T0>(from.cast());
                 splat(value: f32) -> __m512 = _mm512_set1_ps(value);
                 add(a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);
                 sub(a: __m512, b: __m512) -> __m512 = _mm512_sub_ps(a, b);

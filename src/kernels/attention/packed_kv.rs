@@ -75,22 +75,18 @@ impl PackedKv {
         // result depends on these columns.
         self.keys.resize(heads.count * key_size);
         self.values.resize(heads.count * value_size);
-        let (key_to, value_to) =
-            (DisjointMutPtr(self.keys.as_mut_ptr()), DisjointMutPtr(self.values.as_mut_ptr()));
-        context.pool.run(heads.count, &|head| {
-            #[expect(unsafe_code, reason = "each head's panels are written by one part")]
-            // SAFETY: heads do not overlap, and the buffers have room for every head.
-            let (key_to, value_to) = unsafe {
-                (
-                    std::slice::from_raw_parts_mut(key_to.pointer().add(head * key_size), key_size),
-                    std::slice::from_raw_parts_mut(
-                        value_to.pointer().add(head * value_size),
-                        value_size,
-                    ),
-                )
-            };
-            let head = Head { index: head, width: heads.width, keys, values };
-            level.run(PackHead { format, head, key_to, value_to });
+        let to = Destination {
+            keys: DisjointMutPtr(self.keys.as_mut_ptr()),
+            key_size,
+            values: DisjointMutPtr(self.values.as_mut_ptr()),
+            value_size,
+        };
+        // A part packs a few consecutive tokens of all heads, so that it reads whole rows of the sequence.
+        let columns = Shape::of(level).columns;
+        context.pool.run(keys.rows.div_ceil(columns), &|part| {
+            let first = part * columns;
+            let last = (first + columns).min(keys.rows);
+            level.run(PackTokens { format, heads, keys, values, first, last, to });
         });
     }
 
@@ -117,110 +113,125 @@ fn sizes(level: Level, format: Format, heads: Heads, tokens: usize) -> (usize, u
     )
 }
 
-/// One head of the keys and values to pack.
+/// Where the packed keys and values of all heads are written.
 #[derive(Clone, Copy)]
-struct Head<'a> {
-    index: usize,
-    width: usize,
+struct Destination {
+    keys: DisjointMutPtr<u32>,
+    /// Number of groups of one head's keys.
+    key_size: usize,
+    values: DisjointMutPtr<u32>,
+    /// Number of groups of one head's values.
+    value_size: usize,
+}
+
+/// Packs the tokens `first..last` of all heads: one panel of keys per head, and as many rows of groups of the values.
+struct PackTokens<'a> {
+    format: Format,
+    heads: Heads,
     keys: Rows<'a>,
     values: Rows<'a>,
+    first: usize,
+    last: usize,
+    to: Destination,
 }
 
-impl<'a> Head<'a> {
-    /// Returns `width` values of a row of this head, starting at `column`. `of` is the keys or the values.
-    #[inline(always)]
-    fn part(&self, of: Rows<'a>, row: usize, column: usize, width: usize) -> &'a [f32] {
-        of.part(row, self.index * self.width + column, width)
-    }
-}
-
-struct PackHead<'a> {
-    format: Format,
-    head: Head<'a>,
-    /// The head's panels of keys.
-    key_to: &'a mut [u32],
-    /// The head's panels of values.
-    value_to: &'a mut [u32],
-}
-
-impl Kernel for PackHead<'_> {
+impl Kernel for PackTokens<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Self { format, head, key_to, value_to } = self;
-        match format {
-            Format::Bf16 => {
-                pack_keys::<I, Bf16>(isa, head, key_to);
-                pack_values(isa, true, head, value_to);
-            }
-            Format::F32 | Format::Int8 => {
-                pack_keys::<I, F32>(isa, head, key_to);
-                pack_values(isa, false, head, value_to);
-            }
-        }
-    }
-}
-
-/// Packs the keys of a head; each key becomes a column.
-#[inline(always)]
-#[expect(unsafe_code, reason = "whole lines by pointer")]
-fn pack_keys<I: Isa, C: Convert<I, Scaling = ()>>(isa: I, head: Head<'_>, to: &mut [u32]) {
-    let (width, keys) = (head.width, head.keys);
-    let columns = I::LANES * I::VECTORS;
-    let groups = width.div_ceil(C::GROUP).next_multiple_of(I::GROUPS);
-    let mut line = [0u32; LINE];
-    let mut block = [0.0f32; 4 * LINE];
-    for token in 0..keys.rows {
-        let row = head.part(keys, token, 0, width);
-        let column = (token / columns) * groups * columns + token % columns;
-        // The rest of a row's last line is filled with zeros, because the product also sums over this padding.
-        for (index, values) in row.chunks(LINE * C::GROUP).enumerate() {
-            block[..values.len()].copy_from_slice(values);
-            block[values.len()..].fill(0.0);
-            // SAFETY: both arrays hold a line.
-            unsafe { C::line(isa, block.as_ptr(), line.as_mut_ptr(), ()) };
-            let first = index * LINE;
-            for (group, bits) in line.iter().take(groups - first).enumerate() {
-                to[column + (first + group) * columns] = *bits;
+        for head in 0..self.heads.count {
+            match self.format {
+                Format::Bf16 => {
+                    self.pack_keys::<I, Bf16>(isa, head);
+                    self.pack_values::<I, 2>(isa, head);
+                }
+                Format::F32 | Format::Int8 => {
+                    self.pack_keys::<I, F32>(isa, head);
+                    self.pack_values::<I, 1>(isa, head);
+                }
             }
         }
     }
 }
 
-/// Packs the values of a head without transposing them: each token (in bf16, each pair of tokens) becomes a row of
-/// groups.
-#[inline(always)]
-#[expect(unsafe_code, reason = "vectors of arrays")]
-fn pack_values<I: Isa>(isa: I, bf16: bool, head: Head<'_>, to: &mut [u32]) {
-    let (width, values) = (head.width, head.values);
-    let columns = I::LANES * I::VECTORS;
-    let tokens_in_group = if bf16 { 2 } else { 1 };
-    let groups = values.rows.div_ceil(tokens_in_group);
-    let padded = groups.next_multiple_of(I::GROUPS);
-    let (mut even, mut odd) = ([0.0f32; MOST_COLUMNS], [0.0f32; MOST_COLUMNS]);
-    for panel in 0..width.div_ceil(columns) {
-        let first = panel * columns;
-        let wide = columns.min(width - first);
-        to[(panel * padded + groups) * columns..(panel + 1) * padded * columns].fill(0);
-        for group in 0..groups {
-            let token = group * tokens_in_group;
-            even[..wide].copy_from_slice(head.part(values, token, first, wide));
-            if bf16 && token + 1 < values.rows {
-                odd[..wide].copy_from_slice(head.part(values, token + 1, first, wide));
-            } else {
-                odd.fill(0.0);
-            }
-            let to = &mut to[(panel * padded + group) * columns..][..columns];
-            for lane in (0..columns).step_by(I::LANES) {
-                // SAFETY: both arrays and the destination hold `columns` values.
+#[expect(unsafe_code, reason = "lines and vectors by pointer")]
+impl PackTokens<'_> {
+    /// Packs the keys of a head; each key becomes a column.
+    #[inline(always)]
+    fn pack_keys<I: Isa, C: Convert<I, Scaling = ()>>(&self, isa: I, head: usize) {
+        let width = self.heads.width;
+        let columns = I::LANES * I::VECTORS;
+        let groups = width.div_ceil(C::GROUP).next_multiple_of(I::GROUPS);
+        let panel = head * self.to.key_size + self.first * groups;
+        let mut lines = [[0u32; LINE]; MOST_COLUMNS];
+        let mut padded = [0.0f32; 4 * LINE];
+        for first_group in (0..groups).step_by(LINE) {
+            let first_value = first_group * C::GROUP;
+            let values = (LINE * C::GROUP).min(width.saturating_sub(first_value));
+            for (token, line) in (self.first..self.last).zip(&mut lines) {
+                let key = self.keys.part(token, head * width + first_value, values);
+                // SAFETY: both `key`, if it is whole, and `padded` hold a line of values.
                 unsafe {
-                    let first = isa.load(even.as_ptr().add(lane));
-                    if bf16 {
-                        let second = isa.load(odd.as_ptr().add(lane));
-                        isa.store_groups(to.as_mut_ptr().add(lane), isa.pair_bf16(first, second));
+                    if values == LINE * C::GROUP {
+                        C::line(isa, key.as_ptr(), line.as_mut_ptr(), ());
                     } else {
-                        isa.store(to.as_mut_ptr().add(lane).cast(), first);
+                        // The product also sums over this padding, so it is filled with zeros.
+                        padded[..values].copy_from_slice(key);
+                        padded[values..].fill(0.0);
+                        C::line(isa, padded.as_ptr(), line.as_mut_ptr(), ());
+                    }
+                }
+            }
+            for group in 0..LINE.min(groups - first_group) {
+                let row = panel + (first_group + group) * columns;
+                for (column, line) in lines.iter().enumerate().take(self.last - self.first) {
+                    // SAFETY: the group lies in the panel of these tokens, which only this part writes.
+                    unsafe { *self.to.keys.pointer().add(row + column) = line[group] };
+                }
+            }
+        }
+    }
+
+    /// Packs the values of a head without transposing them: `TOKENS` tokens become a row of groups.
+    #[inline(always)]
+    fn pack_values<I: Isa, const TOKENS: usize>(&self, isa: I, head: usize) {
+        let (width, tokens) = (self.heads.width, self.values.rows);
+        let columns = I::LANES * I::VECTORS;
+        let padded = tokens.div_ceil(TOKENS).next_multiple_of(I::GROUPS);
+        let is_last = self.last == tokens;
+        let end = if is_last { padded } else { self.last / TOKENS };
+        let zeros = [0.0f32; MOST_COLUMNS];
+        let mut edges = [[0.0f32; MOST_COLUMNS]; TOKENS];
+        for first in (0..width).step_by(columns) {
+            let wide = columns.min(width - first);
+            let panel = head * self.to.value_size + first * padded;
+            for group in self.first / TOKENS..end {
+                let mut rows = [zeros.as_ptr(); TOKENS];
+                for (index, edge) in edges.iter_mut().enumerate() {
+                    let token = group * TOKENS + index;
+                    if token < tokens {
+                        let values = self.values.part(token, head * width + first, wide);
+                        rows[index] = if wide == columns {
+                            values.as_ptr()
+                        } else {
+                            edge[..wide].copy_from_slice(values);
+                            edge.as_ptr()
+                        };
+                    }
+                }
+                for lane in (0..columns).step_by(I::LANES) {
+                    // SAFETY: every pointer in `rows` is valid for `columns` values. The groups lie in the rows of these
+                    // tokens, which only this part writes; the last part also writes the padding.
+                    unsafe {
+                        let to = self.to.values.pointer().add(panel + group * columns + lane);
+                        let even = isa.load(rows[0].add(lane));
+                        if TOKENS == 2 {
+                            let odd = isa.load(rows[1].add(lane));
+                            isa.store_groups(to, isa.pair_bf16(even, odd));
+                        } else {
+                            isa.store(to.cast(), even);
+                        }
                     }
                 }
             }

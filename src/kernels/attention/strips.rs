@@ -11,7 +11,7 @@ use super::super::gemm::{
     Bf16, ConvertPair, Dot, F32, Format, Prefetch, TileProduct, multiply, row_to_groups,
 };
 use super::super::isa::{Isa, Kernel, MOST_COLUMNS, MOST_ROWS};
-use super::super::pointwise::exp;
+use super::super::pointwise::{exp, rough_exp2};
 use super::{AttentionRun, HeadQueries, Heads};
 
 /// Scratch buffers of one strip.
@@ -54,7 +54,7 @@ impl Kernel for Strips<'_> {
 impl Strips<'_> {
     /// Computes attention for the queries, with operands in the format `D`.
     #[inline(always)]
-    fn run_in<I: Isa, D: Dot<I> + ConvertPair<I>>(self, isa: I) {
+    fn run_in<I: Isa, D: Dot<I> + ConvertPair<I> + Probabilities<I>>(self, isa: I) {
         let Self { run, part, buffers, out } = self;
         for first in (part.first..part.last).step_by(I::ROWS) {
             let rows = I::ROWS.min(part.last - first);
@@ -157,7 +157,7 @@ impl<'a> Strip<'a> {
     /// # Safety
     /// The buffers have been resized for this strip, and hold its scores.
     #[inline(always)]
-    unsafe fn compute_probabilities<I: Isa, D: ConvertPair<I>>(
+    unsafe fn compute_probabilities<I: Isa, D: ConvertPair<I> + Probabilities<I>>(
         self,
         isa: I,
         buffers: &mut StripBuffers,
@@ -214,15 +214,52 @@ impl<'a> Strip<'a> {
             unsafe { multiply::<I, D>(isa, product) };
             let wide = columns.min(width - panel * columns);
             for (r, inverse) in inverse_sums.iter().enumerate().take(rows) {
-                let sums = &mut buffers.sums.as_f32_mut()[r * columns..][..wide];
+                let sums = &mut buffers.sums.as_f32_mut()[r * columns..][..columns];
+                for lane in (0..columns).step_by(I::LANES) {
+                    // SAFETY: the vector lies within `sums`.
+                    unsafe {
+                        let place = sums.as_mut_ptr().add(lane);
+                        isa.store(place, isa.mul(isa.load(place), isa.splat(*inverse)));
+                    }
+                }
                 let row = part.start + self.first + r;
                 let at = (row * count + part.head) * width + panel * columns;
-                for (index, sum) in sums.iter().enumerate() {
-                    // SAFETY: the values lie in a row of the strip, in this head's columns.
-                    unsafe { *out.pointer().add(at + index) = sum * inverse };
+                // SAFETY: the values lie in a row of the strip, in this head's columns.
+                unsafe {
+                    std::ptr::copy_nonoverlapping(sums.as_ptr(), out.pointer().add(at), wide);
                 }
             }
         }
+    }
+}
+
+/// A number format of attention: how exponentials are computed before they are rounded to it.
+trait Probabilities<I: Isa> {
+    /// Returns the factor for a score's distance to the largest score, given the factor for scores.
+    fn exponent_scale(scale: f32) -> f32;
+    /// Returns the exponential of a scaled distance.
+    fn exponential(isa: I, distance: I::F) -> I::F;
+}
+
+impl<I: Isa> Probabilities<I> for F32 {
+    #[inline(always)]
+    fn exponent_scale(scale: f32) -> f32 {
+        scale
+    }
+    #[inline(always)]
+    fn exponential(isa: I, distance: I::F) -> I::F {
+        exp(isa, distance)
+    }
+}
+
+impl<I: Isa> Probabilities<I> for Bf16 {
+    #[inline(always)]
+    fn exponent_scale(scale: f32) -> f32 {
+        scale * std::f32::consts::LOG2_E
+    }
+    #[inline(always)]
+    fn exponential(isa: I, distance: I::F) -> I::F {
+        rough_exp2(isa, distance)
     }
 }
 
@@ -237,7 +274,8 @@ struct Scores {
     scale: f32,
 }
 
-/// Writes `e^(scale (score - largest))` for each score of one row, as groups of the format. The row's cache lines start
+/// Writes `e^(scale (score - largest))` for each score of one row, as groups of the format. In bf16, the exponentials are
+/// those of [`rough_exp2`]. The row's cache lines start
 /// at `to` and are `stride` groups apart. Columns beyond the tokens get numbers close to zero. These do not change the
 /// result, because the packed `v` is padded with zeros. Returns the sum of the exponentials.
 ///
@@ -245,7 +283,7 @@ struct Scores {
 /// The scores are valid for `tokens` reads, rounded up to whole panels, and `to` is valid for writing the groups of
 /// that number of values.
 #[inline(always)]
-unsafe fn softmax<I: Isa, D: ConvertPair<I>>(
+unsafe fn softmax<I: Isa, D: ConvertPair<I> + Probabilities<I>>(
     isa: I,
     scores: Scores,
     to: *mut u32,
@@ -270,14 +308,14 @@ unsafe fn softmax<I: Isa, D: ConvertPair<I>>(
             first = isa.max(first, isa.load(of(panel)));
             second = isa.max(second, isa.load(of(panel).add(I::LANES)));
         }
-        let scale = isa.splat(scores.scale);
+        let scale = isa.splat(D::exponent_scale(scores.scale));
         let largest = isa.splat(isa.largest(isa.max(first, second)));
         let mut sums = [isa.splat(0.0); 2];
         for panel in 0..panels {
             // Subtract before scaling, so that the exponent is never above 0, however large the scores are.
             let first = isa.mul(isa.sub(isa.load(of(panel)), largest), scale);
             let second = isa.mul(isa.sub(isa.load(of(panel).add(I::LANES)), largest), scale);
-            let pair = [exp(isa, first), exp(isa, second)];
+            let pair = [D::exponential(isa, first), D::exponential(isa, second)];
             sums = [isa.add(sums[0], pair[0]), isa.add(sums[1], pair[1])];
             D::pair(isa, pair, to, stride, panel);
         }

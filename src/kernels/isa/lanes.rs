@@ -90,6 +90,14 @@ pub(in crate::kernels) unsafe trait Isa:
     fn round(self, a: Self::F) -> Self::F;
     /// Returns `2^n` for integer `n` from -126 to 127.
     fn power_of_two(self, n: Self::F) -> Self::F;
+    /// Returns `a - floor(a)`; 1 is allowed instead of 0 if [`Isa::scale_by_floor`] then multiplies by half as much.
+    fn fraction(self, a: Self::F) -> Self::F {
+        self.sub(a, self.round(self.sub(a, self.splat(0.5))))
+    }
+    /// Returns `value * 2^floor(a)` for `a` from -126 to 127.
+    fn scale_by_floor(self, value: Self::F, a: Self::F) -> Self::F {
+        self.mul(value, self.power_of_two(self.round(self.sub(a, self.splat(0.5)))))
+    }
     /// Returns the sum of all lanes, added in a fixed order.
     fn sum(self, a: Self::F) -> f32;
     /// Returns the largest lane; no lane may be NaN.

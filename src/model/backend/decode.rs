@@ -107,12 +107,14 @@ fn run<O: Ops>(
         &mut explained,
     )?;
     let mut explained = explained.into_iter().peekable();
-    let mut logits = decoder.logits(ops, &ops.select_rows(&output.hidden, &lasts)?)?.into_iter();
+    let logits = decoder.logits(ops, &ops.select_rows(&output.hidden, &lasts)?)?;
+    let logits = ops.host_rows(&logits)?;
+    let mut logits = logits.iter();
     let mut caches = output.caches.into_iter();
     let mut outcomes: Vec<Option<GroupStep<O>>> = groups.iter().map(|_| None).collect();
     for &group in &order {
         let inputs = &inputs[group];
-        let logits: Vec<Vec<f32>> = logits.by_ref().take(inputs.len()).collect();
+        let logits: Vec<&[f32]> = logits.by_ref().take(inputs.len()).collect();
         let rows: Vec<LiveRow<O>> = inputs
             .iter()
             .zip(caches.by_ref())

@@ -11,6 +11,7 @@ pub mod candle;
 pub mod cpu;
 pub mod timed;
 
+use std::borrow::Cow;
 use std::fmt::Debug;
 
 use candle_core::Tensor;
@@ -281,4 +282,29 @@ pub trait Ops: Debug {
     /// # Errors
     /// When the device fails.
     fn to_host(&self, x: &Self::Act) -> Result<Vec<Vec<f32>>, BackendError>;
+    /// Returns all values as f32 on the host, to be read at once: without a copy if they are in the host's memory.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn host_rows<'a>(&self, x: &'a Self::Act) -> Result<HostRows<'a>, BackendError>;
+}
+
+/// Rows of f32 on the host, borrowed from activations or copied from a device.
+#[derive(Debug, Clone)]
+pub struct HostRows<'a> {
+    values: Cow<'a, [f32]>,
+    width: usize,
+}
+
+impl<'a> HostRows<'a> {
+    /// Makes rows of `width` values each from `values`, which hold a whole number of rows.
+    #[must_use]
+    pub fn new(values: impl Into<Cow<'a, [f32]>>, width: usize) -> Self {
+        Self { values: values.into(), width }
+    }
+
+    /// Returns the rows, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &[f32]> {
+        self.values.chunks_exact(self.width)
+    }
 }

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
 
-use super::{Epilogue, KvLifetime, Ops, PatchEmbeddingWeights, PersistentKvShape, RowRun};
+use super::{
+    Epilogue, HostRows, KvLifetime, Ops, PatchEmbeddingWeights, PersistentKvShape, RowRun,
+};
 use crate::engine::backend::BackendError;
 use crate::task::Pixels;
 
@@ -342,5 +344,9 @@ impl<O: Ops> Ops for Timed<O> {
 
     fn to_host(&self, x: &Self::Act) -> Result<Vec<Vec<f32>>, BackendError> {
         self.time(WorkKind::Copies, |ops| ops.to_host(&x.values))
+    }
+
+    fn host_rows<'a>(&self, x: &'a Self::Act) -> Result<HostRows<'a>, BackendError> {
+        self.time(WorkKind::Copies, |ops| ops.host_rows(&x.values))
     }
 }

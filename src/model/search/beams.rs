@@ -102,7 +102,7 @@ impl BeamSearch {
         self.running.iter().filter_map(|beam| beam.tokens.last()).map(|token| token.id).collect()
     }
 
-    pub(super) fn advance(&mut self, logits: &[Vec<f32>]) -> Result<Advance, BackendError> {
+    pub(super) fn advance(&mut self, logits: &[&[f32]]) -> Result<Advance, BackendError> {
         let candidates = self.best_continuations(logits)?;
         let rows = logits.len();
         let parents = self.choose_running(&candidates, rows);
@@ -116,12 +116,12 @@ impl BeamSearch {
 
     /// Port of transformers' `_get_top_k_continuations`. Returns the `2 x num_beams` best continuations of all running
     /// beams, best first.
-    fn best_continuations(&self, logits: &[Vec<f32>]) -> Result<Vec<Candidate>, BackendError> {
+    fn best_continuations(&self, logits: &[&[f32]]) -> Result<Vec<Candidate>, BackendError> {
         let keep = 2 * self.num_beams;
         let mut candidates = Vec::with_capacity(keep * self.num_beams);
         for (index, beam) in self.running.iter().enumerate() {
             // The prefill has one row, which all beams share.
-            let raw = log_softmax(&logits[index.min(logits.len() - 1)])?;
+            let raw = log_softmax(logits[index.min(logits.len() - 1)])?;
             let mut scores = raw.clone();
             self.processors.apply(&mut scores, &self.ids_of(beam), beam.tokens.len());
             if self.renormalize_logits {
@@ -264,7 +264,7 @@ mod tests {
             let logits: Vec<f32> = (0..32).map(|id| (id * 7 % 32) as f32 / 8.0).collect();
             let mut rows = 1;
             let finished = loop {
-                let advance = search.advance(&vec![logits.clone(); rows]).unwrap();
+                let advance = search.advance(&vec![logits.as_slice(); rows]).unwrap();
                 rows = 3;
                 if let Some(finished) = advance.finished {
                     break finished;

@@ -77,9 +77,9 @@ impl Search {
     ///
     /// # Errors
     /// [`BackendError::NonFinite`] when logits are NaN or infinite; the search must not be used afterwards.
-    pub fn advance(&mut self, logits: &[Vec<f32>]) -> Result<Advance, BackendError> {
+    pub fn advance(&mut self, logits: &[&[f32]]) -> Result<Advance, BackendError> {
         match self {
-            Self::Single(search) => search.advance(&logits[0]),
+            Self::Single(search) => search.advance(logits[0]),
             Self::Beams(search) => search.advance(logits),
         }
     }

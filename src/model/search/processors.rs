@@ -33,6 +33,19 @@ impl Processors {
         }
     }
 
+    /// True if a processor may change scores. Otherwise, a search need not copy them.
+    pub(super) fn are_active(&self) -> bool {
+        self.penalizes_repetition()
+            || self.no_repeat_ngram_size > 0
+            || self.bad_words.is_some()
+            || self.min_new_tokens > 0
+            || self.decay.is_some()
+    }
+
+    fn penalizes_repetition(&self) -> bool {
+        (self.repetition_penalty - 1.0).abs() >= f32::EPSILON
+    }
+
     /// Applies all processors to the `scores` of a row. `tokens` are the row's tokens so far, including the prompt; the
     /// last `generated` of them are new.
     pub(super) fn apply(&self, scores: &mut [f32], tokens: &[u32], generated: usize) {
@@ -50,7 +63,7 @@ impl Processors {
     /// occurs several times is penalised once.
     fn penalize_repetition(&self, scores: &mut [f32], tokens: &[u32]) {
         let penalty = self.repetition_penalty;
-        if (penalty - 1.0).abs() < f32::EPSILON {
+        if !self.penalizes_repetition() {
             return;
         }
         let mut present = tokens.to_vec();

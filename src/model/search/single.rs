@@ -1,5 +1,7 @@
 //! Search of one sequence. Each step selects the best token (greedy search), or samples a token.
 
+use std::borrow::Cow;
+
 use super::processors::Processors;
 use super::sampling::Sampling;
 use super::scores::{argmax, log_sum_exp};
@@ -39,8 +41,10 @@ impl SingleSearch {
 
     pub(super) fn advance(&mut self, logits: &[f32]) -> Result<Advance, BackendError> {
         let normalizer = log_sum_exp(logits)?;
-        let mut scores = logits.to_vec();
-        self.processors.apply(&mut scores, &self.ids, self.tokens.len());
+        let mut scores = Cow::Borrowed(logits);
+        if self.processors.are_active() {
+            self.processors.apply(scores.to_mut(), &self.ids, self.tokens.len());
+        }
         let id = match &self.sampling {
             None => argmax(&scores),
             Some(sampling) => sampling.draw(&scores, self.tokens.len() as u64),

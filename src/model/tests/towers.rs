@@ -29,7 +29,7 @@ pub(super) fn forward(
     let sequence = [NewTokens { tokens: ids, position: 0 }];
     let attention = SelfAttention::Causal(&[None]);
     let output = decoder.tower.forward(ops, &sequence, &attention, &CrossAttention::Project(&runs)).unwrap();
-    (flat(backend, &output.hidden), decoder.logits(ops, &output.hidden).unwrap().concat())
+    (flat(backend, &output.hidden), flat(backend, &decoder.logits(ops, &output.hidden).unwrap()))
 }
 
 #[test]

@@ -211,6 +211,9 @@ macro_rules! avx512 {
                     let biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
                     _mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased))
                 };
+                fraction(a: __m512) -> __m512 =
+                    _mm512_reduce_ps::<{ _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC }>(a);
+                scale_by_floor(value: __m512, a: __m512) -> __m512 = _mm512_scalef_ps(value, a);
                 sum(a: __m512) -> f32 = _mm512_reduce_add_ps(a);
                 largest(a: __m512) -> f32 = _mm512_reduce_max_ps(a);
                 splat_group(group: u32) -> __m512i = _mm512_set1_epi32(group as i32);

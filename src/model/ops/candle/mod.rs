@@ -3,13 +3,14 @@
 
 mod attention;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 
 pub use attention::CandleKvCache;
 use attention::views;
 
 use super::{
-    Activation, Epilogue, KvLifetime, Ops, PatchEmbeddingWeights, PersistentKvShape, RowRun,
+    Activation, Epilogue, HostRows, KvLifetime, Ops, PatchEmbeddingWeights, PersistentKvShape,
+    RowRun,
 };
 use crate::engine::backend::BackendError;
 use crate::task::Pixels;
@@ -325,6 +326,12 @@ impl Ops for CandleOps {
 
     fn to_host(&self, x: &Tensor) -> Result<Vec<Vec<f32>>, BackendError> {
         Ok(x.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.to_vec2()?)
+    }
+
+    fn host_rows<'a>(&self, x: &'a Tensor) -> Result<HostRows<'a>, BackendError> {
+        let values: Vec<f32> =
+            x.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?;
+        Ok(HostRows::new(values, x.dim(D::Minus1)?))
     }
 }
 

@@ -36,7 +36,9 @@ pub use causal::CausalRows;
 pub use folded::{AbsorbedKv, AbsorbedKvWeights};
 pub use patches::CpuPatchEmbedding;
 
-use super::{Epilogue, KvLifetime, Ops, PatchEmbeddingWeights, PersistentKvShape, RowRun};
+use super::{
+    Epilogue, HostRows, KvLifetime, Ops, PatchEmbeddingWeights, PersistentKvShape, RowRun,
+};
 use crate::engine::backend::BackendError;
 use crate::kernels::attention::{Heads, PackedKv};
 use crate::kernels::context::KernelContext;
@@ -343,5 +345,9 @@ impl Ops for CpuOps {
 
     fn to_host(&self, x: &CpuActivations) -> Result<Vec<Vec<f32>>, BackendError> {
         Ok((0..x.rows()).map(|row| act::copy_of(x.row(row))).collect())
+    }
+
+    fn host_rows<'a>(&self, x: &'a CpuActivations) -> Result<HostRows<'a>, BackendError> {
+        Ok(HostRows::new(x.values(), x.width()))
     }
 }

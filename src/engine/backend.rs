@@ -83,6 +83,10 @@ pub enum SinglePassRow<M> {
         image: M,
         /// Token ids, `[CLS] question [SEP]`.
         question: TokenIds,
+        /// True if the request has only this question about the image. A backend may then compute cross-attention in a
+        /// form that pays off for few tokens. It follows from the request alone, so the result does not depend on other
+        /// requests.
+        is_only_text: bool,
         /// Whether the output includes attention weights.
         explain: Option<Explain>,
     },
@@ -99,6 +103,8 @@ pub enum SinglePassRow<M> {
         image: M,
         /// Token ids, `[CLS] text [SEP]`.
         text: TokenIds,
+        /// True if the request compares only this text with the image; see `EncodeQuestion`.
+        is_only_text: bool,
     },
     /// Returns states of the image, or their projection into the shared embedding space.
     EmbedImage {

@@ -73,14 +73,19 @@ impl<O: Ops> Checkpoint<O> {
     ) -> Result<Self, LoadError> {
         let (text, vision) = (&config.text_config, config.vision_config.hidden_size);
         let width = text.hidden_size;
-        let passing = CrossAttentionWidth { width: vision, usage: KvLifetime::Transient };
+        let passing = CrossAttentionWidth {
+            width: vision,
+            usage: KvLifetime::Transient,
+            has_few_row_form: false,
+        };
+        let encoding = CrossAttentionWidth { has_few_row_form: true, ..passing };
         let text_encoder = || match encoder {
             Some(encoder) => Ok(encoder),
-            None => TextTower::load(loader, text, TEXT_ENCODER, Some(passing)).map(Arc::new),
+            None => TextTower::load(loader, text, TEXT_ENCODER, Some(encoding)).map(Arc::new),
         };
         Ok(match class {
             ModelClass::ConditionalGeneration => {
-                let kept = CrossAttentionWidth { width: vision, usage: KvLifetime::Persistent };
+                let kept = CrossAttentionWidth { usage: KvLifetime::Persistent, ..passing };
                 Self::Caption { decoder: TextDecoder::load(loader, text, kept)? }
             }
             ModelClass::QuestionAnswering => Self::Vqa {
@@ -104,7 +109,7 @@ impl<O: Ops> Checkpoint<O> {
                 let visual = Scope::new("visual_projection");
                 let textual = Scope::new("text_projection");
                 Self::Base(Box::new(Base {
-                    text: Text::load(loader, text, Some(passing), false)?,
+                    text: Text::load(loader, text, Some(encoding), false)?,
                     visual_projection: loader.linear_without_bias(&visual, size, vision)?,
                     text_projection: loader.linear_without_bias(&textual, size, width)?,
                 }))

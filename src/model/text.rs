@@ -38,6 +38,8 @@ struct TextLayer<O: Ops> {
 struct CrossAttentionWeights<O: Ops> {
     query: O::Linear,
     key_value: O::KvProjection,
+    /// The same weights in the form for few rows; see [`CrossAttentionWidth::has_few_row_form`].
+    few_row_key_value: Option<O::KvProjection>,
     output: O::Linear,
     norm: O::LayerNorm,
 }
@@ -49,6 +51,8 @@ pub(super) struct CrossAttentionWidth {
     /// Width of one row of encoder states.
     pub(super) width: usize,
     pub(super) usage: KvLifetime,
+    /// True if the weights are also loaded in the form of persistent keys and values, which pays off for few rows.
+    pub(super) has_few_row_form: bool,
 }
 
 /// New tokens of one sequence, and their position in the sequence.
@@ -168,6 +172,26 @@ impl<O: Ops> TextTower<O> {
     ) -> Result<Vec<O::KvCache>, BackendError> {
         let cross = self.layers.iter().filter_map(|layer| layer.cross.as_ref());
         cross.map(|cross| ops.keys_values(memory, &cross.key_value, self.heads)).collect()
+    }
+
+    /// True if [`few_row_keys_values`](Self::few_row_keys_values) returns keys and values for every layer.
+    pub(super) fn has_few_row_form(&self) -> bool {
+        self.layers
+            .iter()
+            .filter_map(|layer| layer.cross.as_ref())
+            .all(|cross| cross.few_row_key_value.is_some())
+    }
+
+    /// Like [`keys_values`](Self::keys_values), in the form that pays off for few rows. Layers without this form are
+    /// left out.
+    pub(super) fn few_row_keys_values(
+        &self,
+        ops: &O,
+        memory: &O::Act,
+    ) -> Result<Vec<O::KvCache>, BackendError> {
+        let cross = self.layers.iter().filter_map(|layer| layer.cross.as_ref());
+        let weights = cross.filter_map(|cross| cross.few_row_key_value.as_ref());
+        weights.map(|weights| ops.keys_values(memory, weights, self.heads)).collect()
     }
 
     /// Runs the new tokens of every sequence through all layers.
@@ -292,6 +316,11 @@ impl<O: Ops> CrossAttentionWeights<O> {
         Ok(Self {
             query: loader.linear(&scope.child("self.query"), width, width)?,
             key_value: loader.key_value(&packed, [width, memory.width], heads, memory.usage)?,
+            few_row_key_value: memory
+                .has_few_row_form
+                .then(|| loader.few_row_key_value(&packed, [width, memory.width], heads))
+                .transpose()?
+                .flatten(),
             output: loader.linear(&scope.child("output.dense"), width, width)?,
             norm: loader.layer_norm(
                 &scope.child("output.LayerNorm"),

@@ -85,7 +85,8 @@ impl Workload {
                 self.generate(backend, questions)?;
             }
             Work::Match => {
-                let pair = |(image, text)| SinglePassRow::MatchPair { image, text };
+                let pair =
+                    |(image, text)| SinglePassRow::MatchPair { image, text, is_only_text: true };
                 let images = self.encode(backend)?;
                 self.run_single_pass(
                     backend,
@@ -130,8 +131,12 @@ impl Workload {
 
     /// Encodes images and questions; returns the encoder states of the questions.
     fn questions<O: Ops>(&self, backend: &mut BlipBackend<O>) -> anyhow::Result<Vec<StatesOf<O>>> {
-        let ask =
-            |(image, question)| SinglePassRow::EncodeQuestion { image, question, explain: None };
+        let ask = |(image, question)| SinglePassRow::EncodeQuestion {
+            image,
+            question,
+            is_only_text: true,
+            explain: None,
+        };
         let images = self.encode(backend)?;
         let outputs =
             self.run_single_pass(backend, images.into_iter().zip(self.texts.clone()).map(ask))?;

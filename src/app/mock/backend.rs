@@ -219,7 +219,7 @@ fn output(
         SinglePassOutput::Embedding(Embedding::new(values))
     };
     match row {
-        SinglePassRow::EncodeQuestion { image, question, explain } => {
+        SinglePassRow::EncodeQuestion { image, question, explain, .. } => {
             let weights = || vec![1.0 / image_tokens as f32; image_tokens - 1];
             SinglePassOutput::EncoderStates {
                 states: MockStates(of(Some(image), Some(question)).0),
@@ -232,7 +232,7 @@ fn output(
             let tokens = candidate.as_slice()[1..].iter().map(token).collect();
             SinglePassOutput::Scored(ScoredText { tokens })
         }
-        SinglePassRow::MatchPair { image, text } => {
+        SinglePassRow::MatchPair { image, text, .. } => {
             let is_match = of(Some(image), Some(text)).1;
             SinglePassOutput::MatchLogits(MatchLogits { no_match: 0.0, is_match })
         }
@@ -331,6 +331,7 @@ mod tests {
         let pair = |image: u64, token: u32| SinglePassRow::MatchPair {
             image: MockStates(image),
             text: TokenIds::new([2, token, STOP]),
+            is_only_text: true,
         };
         // Compare the bits of the outputs: two answers are either equal or different, never just close.
         let mut scores = |rows: &[SinglePassRow<MockStates>]| -> Vec<u32> {

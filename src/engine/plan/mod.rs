@@ -134,6 +134,7 @@ impl Plan {
                         SinglePassRow::EncodeQuestion {
                             image: image(),
                             question,
+                            is_only_text: vqa.questions.len() == 1,
                             explain: vqa.explain.clone(),
                         },
                     )
@@ -148,7 +149,11 @@ impl Plan {
                 }
                 if similarity.scores.needs_pairs() {
                     work.extend(similarity.texts.iter().enumerate().map(|(t, text)| {
-                        let pair = SinglePassRow::MatchPair { image: image(), text: text.clone() };
+                        let pair = SinglePassRow::MatchPair {
+                            image: image(),
+                            text: text.clone(),
+                            is_only_text: similarity.texts.len() == 1,
+                        };
                         row(Slot::Pair(place, t), pair)
                     }));
                 }

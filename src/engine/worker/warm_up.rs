@@ -136,8 +136,13 @@ impl<B: Backend> TrialRun<'_, B> {
             ModelClass::QuestionAnswering => {
                 const UNIT: &str = "encoding a question";
                 let question = text.clone();
-                let row =
-                    SinglePassRow::EncodeQuestion { image: image.clone(), question, explain: None };
+                // The cost of several questions about one image is the higher one.
+                let row = SinglePassRow::EncodeQuestion {
+                    image: image.clone(),
+                    question,
+                    is_only_text: false,
+                    explain: None,
+                };
                 match self.run_pass(UNIT, model.id, row, image_work, learn)? {
                     SinglePassOutput::EncoderStates { states, .. } => {
                         self.run_steps(model.id, states, 0.0, learn)?;
@@ -168,7 +173,7 @@ impl<B: Backend> TrialRun<'_, B> {
             ModelClass::Vision | ModelClass::Text => {}
         }
         if model.class.has_matching_head() {
-            let row = SinglePassRow::MatchPair { image: image.clone(), text };
+            let row = SinglePassRow::MatchPair { image: image.clone(), text, is_only_text: false };
             self.run_pass("matching an image and a text", model.id, row, image_work, learn)?;
         }
         Ok(())

@@ -16,6 +16,10 @@ use crate::task::{Embedding, Explain, Pooling, TokenIds};
 type PassRow<O> = SinglePassRow<EncoderStates<O>>;
 type PassOutput<O> = SinglePassOutput<EncoderStates<O>>;
 
+/// Maximum number of tokens of a text that attends to an image in the form for few rows. The form saves the projections
+/// of the image to keys and values (1.4 GFLOP for each layer of a base-size model), and each token costs 22 MFLOP more.
+const FEW_TOKENS: usize = 24;
+
 /// A row whose text attends to encoder states. `place` is the index of the row in the backend call.
 struct CrossAttendingRow<'a, O: Ops> {
     place: usize,
@@ -31,19 +35,17 @@ pub(super) fn run_single_pass<O: Ops>(
     rows: &[PassRow<O>],
 ) -> Result<Vec<PassOutput<O>>, BackendError> {
     let mut outputs: Vec<Option<PassOutput<O>>> = rows.iter().map(|_| None).collect();
-    let mut attending: BTreeMap<usize, Vec<CrossAttendingRow<'_, O>>> = BTreeMap::new();
+    let mut attending: BTreeMap<(usize, bool), Vec<CrossAttendingRow<'_, O>>> = BTreeMap::new();
     let mut candidates = Vec::new();
     let mut texts: BTreeMap<usize, Vec<(usize, &TokenIds)>> = BTreeMap::new();
     for (place, row) in rows.iter().enumerate() {
         match row {
             SinglePassRow::EncodeQuestion { image: memory, question: text, .. }
-            | SinglePassRow::MatchPair { image: memory, text }
+            | SinglePassRow::MatchPair { image: memory, text, .. }
             | SinglePassRow::EmbedMultimodal { image: memory, text, .. } => {
-                attending.entry(depth(checkpoint, row)?).or_default().push(CrossAttendingRow {
-                    place,
-                    memory,
-                    text,
-                });
+                let layers = (depth(checkpoint, row)?, has_few_rows(checkpoint, row)?);
+                let attending = attending.entry(layers).or_default();
+                attending.push(CrossAttendingRow { place, memory, text });
             }
             SinglePassRow::ScoreCandidate { states: memory, candidate: text } => {
                 candidates.push(CrossAttendingRow { place, memory, text });
@@ -60,8 +62,9 @@ pub(super) fn run_single_pass<O: Ops>(
             }
         }
     }
-    for (depth, attending) in attending {
-        run_attending_texts(ops, checkpoint, rows, attending, depth, &mut outputs)?;
+    for ((depth, has_few_rows), attending) in attending {
+        let layers = Layers { depth, has_few_rows };
+        run_attending_texts(ops, checkpoint, rows, attending, layers, &mut outputs)?;
     }
     if !candidates.is_empty() {
         score_candidates(ops, checkpoint, candidates, &mut outputs)?;
@@ -93,23 +96,63 @@ fn depth<O: Ops>(checkpoint: &Checkpoint<O>, row: &PassRow<O>) -> Result<usize, 
     Ok(layer.unwrap_or(all).min(all))
 }
 
-/// Runs questions, matching pairs and multimodal embeddings through the first `depth` layers of the text encoder, with
-/// cross-attention to image features. Writes the results to `outputs`.
+/// True if the row attends to its image in the form for few rows. This depends only on the row, so the bits of its result
+/// do not depend on its batch neighbours.
+fn has_few_rows<O: Ops>(
+    checkpoint: &Checkpoint<O>,
+    row: &PassRow<O>,
+) -> Result<bool, BackendError> {
+    let is_only_text = match row {
+        SinglePassRow::EncodeQuestion { is_only_text, .. }
+        | SinglePassRow::MatchPair { is_only_text, .. } => *is_only_text,
+        SinglePassRow::EmbedMultimodal { .. } => true,
+        SinglePassRow::ScoreCandidate { .. }
+        | SinglePassRow::EmbedImage { .. }
+        | SinglePassRow::EmbedText { .. } => false,
+    };
+    Ok(is_only_text && row.tokens() <= FEW_TOKENS && encoder(checkpoint)?.has_few_row_form())
+}
+
+/// The layers that texts run through: the first `depth` of the encoder, with cross-attention in the form for few rows
+/// or with projected keys and values.
+#[derive(Debug, Clone, Copy)]
+struct Layers {
+    depth: usize,
+    has_few_rows: bool,
+}
+
+/// Runs questions, matching pairs and multimodal embeddings through the layers of the text encoder, with cross-attention
+/// to image features. Writes the results to `outputs`.
 fn run_attending_texts<O: Ops>(
     ops: &O,
     checkpoint: &Checkpoint<O>,
     rows: &[PassRow<O>],
     attending: Vec<CrossAttendingRow<'_, O>>,
-    depth: usize,
+    Layers { depth, has_few_rows }: Layers,
     outputs: &mut [Option<PassOutput<O>>],
 ) -> Result<(), BackendError> {
     let attending = adjacent_by_memory(attending);
     let places: Vec<usize> = attending.iter().map(|row| row.place).collect();
     let texts: Vec<&[u32]> = attending.iter().map(|row| row.text.as_slice()).collect();
     let runs = runs(&attending, |row| row.text.len());
-    let cross = text::CrossAttention::Project(&runs);
     let mut explained = explained_rows(rows, &attending);
     let encoder = encoder(checkpoint)?;
+    let few_row_memories = if has_few_rows {
+        let memories = runs.iter().map(|run| encoder.few_row_keys_values(ops, run.memory));
+        memories.collect::<Result<Vec<_>, _>>()?
+    } else {
+        Vec::new()
+    };
+    let few_row_runs: Vec<_> = few_row_memories
+        .iter()
+        .zip(&runs)
+        .map(|(memory, run)| RowRun { memory: memory.as_slice(), rows: run.rows })
+        .collect();
+    let cross = if has_few_rows {
+        text::CrossAttention::Cached(&few_row_runs)
+    } else {
+        text::CrossAttention::Project(&runs)
+    };
     let encoded = encode_texts(ops, encoder, &texts, &cross, depth, &mut explained)?;
     let lengths: Vec<usize> = texts.iter().map(|text| text.len()).collect();
     let states = LazyStates::new(ops, &encoded, &lengths);

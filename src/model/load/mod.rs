@@ -135,6 +135,20 @@ impl<'a, O: Ops> Loader<'a, O> {
         Ok(self.ops.load_key_value(&weight, &bias, heads, usage)?)
     }
 
+    /// Like [`key_value`](Self::key_value), in the form of persistent keys and values; `None` if the operations have
+    /// only one form.
+    pub(super) fn few_row_key_value(
+        &self,
+        scopes: &[Scope; 2],
+        [out, width]: [usize; 2],
+        heads: usize,
+    ) -> Result<Option<O::KvProjection>, LoadError> {
+        if !self.ops.has_few_row_form() {
+            return Ok(None);
+        }
+        self.key_value(scopes, [out, width], heads, KvLifetime::Persistent).map(Some)
+    }
+
     /// Returns the weights of n linear layers, concatenated as `[n x out, in]`, and their biases, as `[n x out]`.
     fn stacked(
         &self,

@@ -136,6 +136,8 @@ pub trait Ops: Debug {
         heads: usize,
         usage: KvLifetime,
     ) -> Result<Self::KvProjection, BackendError>;
+    /// True if persistent keys and values have a form of their own, which saves work if only a few rows attend to them.
+    fn has_few_row_form(&self) -> bool;
     /// Loads a layer norm; `weight` and `bias` are `[width]`.
     ///
     /// # Errors

@@ -201,6 +201,10 @@ impl<O: Ops> Ops for Timed<O> {
         self.ops.load_key_value(weight, bias, heads, usage)
     }
 
+    fn has_few_row_form(&self) -> bool {
+        self.ops.has_few_row_form()
+    }
+
     fn load_layer_norm(
         &self,
         weight: &Tensor,

@@ -67,6 +67,7 @@ fn questions(backend: &mut Tested, case: &serde_json::Value, reference: &Referen
     let row = |explain| SinglePassRow::EncodeQuestion {
         image: image.clone(),
         question: tokens(&case["ids"]),
+        is_only_text: true,
         explain,
     };
     let mut rows = vec![row(None)];

@@ -70,7 +70,7 @@ pub(super) fn memory(
         return image;
     }
     let question = TokenIds::new(ids(&case["question_ids"]));
-    let row = SinglePassRow::EncodeQuestion { image, question, explain: None };
+    let row = SinglePassRow::EncodeQuestion { image, question, is_only_text: true, explain: None };
     match backend.run_single_pass(MODEL, &[row]).unwrap().remove(0) {
         SinglePassOutput::EncoderStates { states, .. } => states,
         other => panic!("a question gives a memory, not {other:?}"),

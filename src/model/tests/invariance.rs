@@ -51,7 +51,10 @@ fn pairs_of_several_images_in_one_call_keep_their_probabilities() {
     // different encoder states.
     for text in reference.list("texts") {
         for image in &images {
-            rows.push(SinglePassRow::MatchPair { image: image.clone(), text: tokens(&text["ids"]) });
+            for is_only_text in [false, true] {
+                let text = tokens(&text["ids"]);
+                rows.push(SinglePassRow::MatchPair { image: image.clone(), text, is_only_text });
+            }
         }
     }
     let number = |output: SinglePassOutput<_>| match output {

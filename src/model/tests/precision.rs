@@ -70,7 +70,12 @@ fn generates<O: Ops>(ops: impl Fn() -> O, dtype: Dtype) {
             backend.encode(VisionOutput::last(TowerId(0)), &[&pixels]).unwrap().remove(0);
         if !case["question_ids"].is_null() {
             let question = tokens(&case["question_ids"]);
-            let row = SinglePassRow::EncodeQuestion { image: memory, question, explain: None };
+            let row = SinglePassRow::EncodeQuestion {
+                image: memory,
+                question,
+                is_only_text: true,
+                explain: None,
+            };
             let output = backend.run_single_pass(ModelId(0), &[row]).unwrap().remove(0);
             let SinglePassOutput::EncoderStates { states, .. } = output else {
                 panic!("{output:?}")

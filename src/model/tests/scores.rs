@@ -68,21 +68,24 @@ fn matching_probabilities_and_cosines_equal_the_reference() {
     let (mut backend, reference) = (load(&["retrieval"]), Reference::read("retrieval"));
     let images = images(&mut backend, &reference);
     let texts = reference.list("texts");
-    let pairs: Vec<PassRow> = images
-        .iter()
-        .flat_map(|(_, image)| {
-            let pair = |text: &serde_json::Value| SinglePassRow::MatchPair {
-                image: image.clone(),
-                text: tokens(&text["ids"]),
-            };
-            texts.iter().map(pair).collect::<Vec<PassRow>>()
-        })
-        .collect();
-    let matching: Vec<f32> =
-        backend.run_single_pass(ModelId(0), &pairs).unwrap().iter().map(number).collect();
     let expected: Vec<f32> =
         reference.tensor("itm_probabilities").chunks_exact(2).map(|pair| pair[1]).collect();
-    assert_close("itm", &matching, &expected, TOLERANCE);
+    for is_only_text in [false, true] {
+        let pairs: Vec<PassRow> = images
+            .iter()
+            .flat_map(|(_, image)| {
+                let pair = |text: &serde_json::Value| SinglePassRow::MatchPair {
+                    image: image.clone(),
+                    text: tokens(&text["ids"]),
+                    is_only_text,
+                };
+                texts.iter().map(pair).collect::<Vec<PassRow>>()
+            })
+            .collect();
+        let matching: Vec<f32> =
+            backend.run_single_pass(ModelId(0), &pairs).unwrap().iter().map(number).collect();
+        assert_close("itm", &matching, &expected, TOLERANCE);
+    }
     assert_close(
         "cosine",
         &cosines(&mut backend, &reference),

@@ -314,7 +314,7 @@ fn parts(
     match row {
         SinglePassRow::EncodeQuestion { image: states, question: text, .. }
         | SinglePassRow::ScoreCandidate { states, candidate: text }
-        | SinglePassRow::MatchPair { image: states, text }
+        | SinglePassRow::MatchPair { image: states, text, .. }
         | SinglePassRow::EmbedMultimodal { image: states, text, .. } => (Some(states), Some(text)),
         SinglePassRow::EmbedImage { image, .. } => (Some(image), None),
         SinglePassRow::EmbedText { text, .. } => (None, Some(text)),

@@ -164,6 +164,10 @@ impl Ops for CandleOps {
         self.load_linear(weight, Some(bias))
     }
 
+    fn has_few_row_form(&self) -> bool {
+        false
+    }
+
     fn load_layer_norm(
         &self,
         weight: &Tensor,

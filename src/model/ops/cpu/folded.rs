@@ -10,8 +10,9 @@
 //! This form pays off while an image has fewer query rows than a head is wide (64 in a base-size model). Over all its
 //! decode steps, a caption of 20 tokens has 20 query rows; with three beams, it has 60.
 //!
-//! Whether this form is used depends only on the lifetime of the keys and values (`KvLifetime`), never on the number of
-//! rows. So the bits of a row's result do not depend on its batch neighbours.
+//! Short texts that attend to an image in a single pass use this form too, if their request has no other text for the
+//! image. Whether it is used depends only on the weights that are passed, and thereby on the request, never on the number
+//! of rows in a batch. So the bits of a row's result do not depend on its batch neighbours.
 
 use std::sync::Arc;
 

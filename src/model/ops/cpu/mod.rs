@@ -177,6 +177,10 @@ impl Ops for CpuOps {
         }
     }
 
+    fn has_few_row_form(&self) -> bool {
+        true
+    }
+
     fn load_layer_norm(
         &self,
         weight: &Tensor,

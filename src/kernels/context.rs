@@ -14,6 +14,8 @@ pub struct KernelContext {
     pub(in crate::kernels) pool: Pool,
     /// Scratch memory: the packed left operand of the current product.
     pub(in crate::kernels) packed_rows: PackedRows,
+    /// Scratch memory: the packed result of a feed-forward block's first product.
+    pub(in crate::kernels) packed_inner: PackedRows,
 }
 
 impl KernelContext {
@@ -23,7 +25,9 @@ impl KernelContext {
     /// # Errors
     /// When the operating system cannot start the threads.
     pub fn try_new(level: Level, threads: usize) -> io::Result<Self> {
-        Ok(Self { level, pool: Pool::try_new(threads)?, packed_rows: PackedRows::default() })
+        let pool = Pool::try_new(threads)?;
+        let (packed_rows, packed_inner) = (PackedRows::default(), PackedRows::default());
+        Ok(Self { level, pool, packed_rows, packed_inner })
     }
 
     /// Creates a context for tests. Panics if the threads cannot be started.

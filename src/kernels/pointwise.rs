@@ -191,7 +191,12 @@ impl Kernel for NormRows<'_> {
 
 #[inline(always)]
 #[expect(unsafe_code, reason = "vectors of slices of one length")]
-fn norm_row<I: Isa>(isa: I, x: &[f32], norm: LayerNorm<'_>, out: &mut [f32]) {
+pub(in crate::kernels) fn norm_row<I: Isa>(
+    isa: I,
+    x: &[f32],
+    norm: LayerNorm<'_>,
+    out: &mut [f32],
+) {
     let width = x.len();
     let whole = width / I::LANES * I::LANES;
     let mean = sum_of(isa, x, |_, x| x, |x| x) / width as f32;
@@ -251,6 +256,7 @@ mod tests {
     #[derive(Clone, Copy, Debug)]
     enum Function {
         Exp,
+        RoughExp2,
         Erf,
         Gelu,
     }
@@ -274,6 +280,7 @@ mod tests {
                     let x = isa.load(x.as_ptr());
                     let y = match self.function {
                         Function::Exp => exp(isa, x),
+                        Function::RoughExp2 => rough_exp2(isa, x),
                         Function::Erf => erf(isa, x),
                         Function::Gelu => gelu(isa, x),
                     };
@@ -317,6 +324,26 @@ mod tests {
             map(level, Function::Exp, &x, &mut out);
             assert!(out[0] >= 0.0 && out[0] < 1.3e-38, "{level}: {}", out[0]);
             assert!(out[3].is_nan(), "{level}: {out:?}");
+        }
+    }
+
+    #[test]
+    fn rough_exp2_is_within_what_it_promises() {
+        let x = grid(-126.0, 0.0, 32_000);
+        check(Function::RoughExp2, &x, |x| (x.exp2(), x.exp2()), 1.0 / 9_000.0);
+        // Whole numbers and the values next to them, where the polynomial starts and ends.
+        let near = |n: i16| [f32::from(n).next_down(), f32::from(n), f32::from(n).next_up()];
+        let x: Vec<f32> = (-125..=127).flat_map(near).chain([0.5; 9]).collect();
+        check(Function::RoughExp2, &x, |x| (x.exp2(), x.exp2()), 1.0 / 9_000.0);
+        for level in levels() {
+            let mut out = vec![0.0; 16];
+            let mut x = vec![f32::NEG_INFINITY; 16];
+            (x[3], x[4], x[5]) = (f32::NAN, -1e30, 0.0);
+            map(level, Function::RoughExp2, &x, &mut out);
+            assert!(out[0] >= 0.0 && out[0] < 1.3e-38, "{level}: {}", out[0]);
+            assert!(out[4] >= 0.0 && out[4] < 1.3e-38, "{level}: {}", out[4]);
+            assert!(out[3].is_nan(), "{level}: {out:?}");
+            assert_eq!(out[5].to_bits(), 1.0f32.to_bits(), "{level}");
         }
     }
 

@@ -263,6 +263,24 @@ mod tests {
     }
 
     #[test]
+    fn parts_of_a_busy_thread_are_taken_by_the_others() {
+        let mut pool = Pool::new(2);
+        let parts = 64;
+        let others = AtomicUsize::new(0);
+        pool.run(parts, &|index| {
+            if index == 0 {
+                // The first part of the first thread's range ends only after all other parts have.
+                while others.load(Ordering::Acquire) < parts - 1 {
+                    std::thread::yield_now();
+                }
+            } else {
+                others.fetch_add(1, Ordering::Release);
+            }
+        });
+        assert_eq!(others.load(Ordering::Relaxed), parts - 1);
+    }
+
+    #[test]
     fn a_panic_in_a_part_reaches_the_caller_and_the_pool_works_on() {
         let mut pool = Pool::new(3);
         for _ in 0..50 {

@@ -8,7 +8,7 @@
 use super::config::TextConfig;
 use super::error::LoadError;
 use super::load::{Loader, Scope};
-use super::ops::{Activation, Epilogue, KvLifetime, Ops, RowRun};
+use super::ops::{Activation, Epilogue, FeedForward, KvLifetime, Ops, RowRun};
 use crate::engine::backend::BackendError;
 use crate::task::PatchWeights;
 
@@ -298,8 +298,12 @@ impl<O: Ops> TextLayer<O> {
     }
 
     fn feed_forward(&self, ops: &O, x: &O::Act) -> Result<O::Act, BackendError> {
-        let inner = ops.linear(x, &self.intermediate, Epilogue::Activation(self.activation))?;
-        let output = ops.linear(&inner, &self.output, Epilogue::Residual(x))?;
+        let layers = FeedForward {
+            inner: &self.intermediate,
+            activation: self.activation,
+            outer: &self.output,
+        };
+        let output = ops.feed_forward(x, None, layers)?;
         ops.layer_norm(&output, &self.output_norm)
     }
 }

@@ -7,7 +7,7 @@ use super::checkpoint::VISION_MODEL;
 use super::config::VisionConfig;
 use super::error::LoadError;
 use super::load::{Loader, Scope};
-use super::ops::{Activation, Epilogue, Ops, PatchEmbeddingWeights};
+use super::ops::{Activation, Epilogue, FeedForward, Ops, PatchEmbeddingWeights};
 use super::positions::interpolated;
 use super::preprocessor::Preprocessor;
 use crate::engine::backend::BackendError;
@@ -179,12 +179,11 @@ impl<O: Ops> VisionLayer<O> {
         heads: usize,
         lengths: &[usize],
     ) -> Result<O::Act, BackendError> {
-        let normed = ops.layer_norm(x, &self.layer_norm1)?;
-        let qkv = ops.linear(&normed, &self.qkv, Epilogue::None)?;
+        let qkv = ops.normed_linear(x, &self.layer_norm1, &self.qkv)?;
         let context = ops.self_attention(&qkv, heads, lengths)?;
         let x = ops.linear(&context, &self.projection, Epilogue::Residual(x))?;
-        let normed = ops.layer_norm(&x, &self.layer_norm2)?;
-        let inner = ops.linear(&normed, &self.fc1, Epilogue::Activation(self.activation))?;
-        ops.linear(&inner, &self.fc2, Epilogue::Residual(&x))
+        let layers =
+            FeedForward { inner: &self.fc1, activation: self.activation, outer: &self.fc2 };
+        ops.feed_forward(&x, Some(&self.layer_norm2), layers)
     }
 }

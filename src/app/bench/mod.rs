@@ -98,13 +98,17 @@ pub enum PartWork {
 
 impl PartWork {
     fn of(part: WorkKind, calls: usize, dtype: Dtype) -> Option<Self> {
-        let WorkKind::Linear { input, output, rows } = part else { return None };
+        let (values, rows) = match part {
+            WorkKind::Linear { input, output, rows } => (input * output, rows),
+            WorkKind::FeedForward { width, inner, rows } => (2 * width * inner, rows),
+            _ => return None,
+        };
         let value_bytes = match dtype {
             Dtype::F32 => 4,
             Dtype::Bf16 | Dtype::F16 => 2,
             Dtype::Int8 => 1,
         };
-        let weights = input * output * calls;
+        let weights = values * calls;
         Some(rows.map_or(Self::Bytes(weights * value_bytes), |rows| {
             Self::Operations(2 * weights * rows)
         }))
@@ -297,6 +301,8 @@ mod tests {
         let operations = 2 * 577 * 768 * 3072 * 12;
         assert_eq!(of(linear(Some(577)), Dtype::Int8), Some(PartWork::Operations(operations)));
         assert_eq!(of(linear(None), Dtype::Bf16), Some(PartWork::Bytes(768 * 3072 * 12 * 2)));
+        let block = WorkKind::FeedForward { width: 768, inner: 3072, rows: Some(577) };
+        assert_eq!(of(block, Dtype::Bf16), Some(PartWork::Operations(2 * operations)));
         assert_eq!(of(WorkKind::LayerNorm, Dtype::F32), None);
     }
 }

@@ -1,12 +1,14 @@
 //! Epilogue of the matrix product: scale, bias, activation and residual are applied to a tile of sums before it is
 //! stored.
 
+use std::ops::Range;
+
 use super::super::activation::Activation;
 use super::super::disjoint::DisjointMutPtr;
 use super::super::isa::{Isa, MOST_COLUMNS};
 use super::super::pointwise::gelu;
-use super::format::Format;
-use super::rows::PackedRows;
+use super::format::{Bf16, F32, Format};
+use super::rows::{ConvertPair, PackedOut, PackedRows};
 use super::weights::PackedWeights;
 
 /// What a layer applies to its product in addition to the bias.
@@ -23,18 +25,30 @@ pub enum Epilogue<'a> {
 
 /// The destination of a product, and everything that its epilogue needs.
 pub(super) struct Finish<'a> {
-    weights: &'a PackedWeights,
-    packed: &'a PackedRows,
+    pub(super) weights: &'a PackedWeights,
+    pub(super) packed: &'a PackedRows,
     epilogue: Epilogue<'a>,
     out: Out,
 }
 
 /// Destination of a product's rows.
 #[derive(Clone, Copy)]
-pub(super) struct Out {
-    pub(super) first: DisjointMutPtr<f32>,
-    /// Number of values from the start of one row to the next; n if the destination holds only this result.
-    pub(super) stride: usize,
+pub(super) enum Out {
+    /// Rows of f32.
+    Rows {
+        first: DisjointMutPtr<f32>,
+        /// Number of values from the start of one row to the next; n if the destination holds only this result.
+        stride: usize,
+    },
+    /// The left operand of another product. There is no residual.
+    Packed(PackedOut),
+}
+
+impl Out {
+    /// Rows of `n` values, one after the other in `out`.
+    pub(super) fn rows(out: &mut [f32], n: usize) -> Self {
+        Self::Rows { first: DisjointMutPtr(out.as_mut_ptr()), stride: n }
+    }
 }
 
 impl<'a> Finish<'a> {
@@ -62,16 +76,23 @@ impl<'a> Finish<'a> {
         height: usize,
         panel: usize,
     ) {
+        let (first, stride) = match self.out {
+            Out::Rows { first, stride } => (first, stride),
+            // SAFETY: this function's contract.
+            Out::Packed(out) => {
+                return unsafe { self.pack(isa, sums, row..row + height, panel, out) };
+            }
+        };
         let columns = I::LANES * I::VECTORS;
         let width = columns.min(self.weights.n() - panel * columns);
         // The last panel may extend beyond the result, so its rows pass through these buffers.
         let (mut residual, mut edge) = ([0.0f32; MOST_COLUMNS], [0.0f32; MOST_COLUMNS]);
         for r in 0..height {
-            let at = (row + r) * self.out.stride + panel * columns;
+            let at = (row + r) * stride + panel * columns;
             // SAFETY: the `width` values that start at `at` lie in row `row + r` of the result; the caller guarantees
             // that the sums are valid.
             unsafe {
-                let out = self.out.first.pointer().add(at);
+                let out = first.pointer().add(at);
                 let whole = width == columns;
                 let to = if whole { out } else { edge.as_mut_ptr() };
                 let residual = match self.epilogue {
@@ -89,6 +110,43 @@ impl<'a> Finish<'a> {
                 }
                 if !whole {
                     std::ptr::copy_nonoverlapping(edge.as_ptr(), out, width);
+                }
+            }
+        }
+    }
+
+    /// Applies the epilogue to the `sums` of some rows of one panel, and stores the result as packed rows. In the columns
+    /// beyond n the result is zero, as the weights and biases are, and so is the padding of the packed rows.
+    ///
+    /// # Safety
+    /// As for [`tile`](Self::tile).
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "writes a tile of the result that no other part writes")]
+    unsafe fn pack<I: Isa>(
+        &self,
+        isa: I,
+        sums: *const u32,
+        rows: Range<usize>,
+        panel: usize,
+        out: PackedOut,
+    ) {
+        let columns = I::LANES * I::VECTORS;
+        for (r, row) in rows.enumerate() {
+            let (to, stride) = out.row::<I>(row);
+            // SAFETY: the caller guarantees that the sums are valid. `prepare` made room for whole panels.
+            unsafe {
+                let sums = sums.add(r * columns);
+                let vector = |lane: usize| (sums.add(lane), panel * columns + lane);
+                let (first, second) = (vector(0), vector(I::LANES));
+                let pair = [
+                    self.finish(isa, self.value(isa, first.0, row, first.1), std::ptr::null()),
+                    self.finish(isa, self.value(isa, second.0, row, second.1), std::ptr::null()),
+                ];
+                match out.format {
+                    Format::Bf16 => <Bf16 as ConvertPair<I>>::pair(isa, pair, to, stride, panel),
+                    Format::F32 | Format::Int8 => {
+                        <F32 as ConvertPair<I>>::pair(isa, pair, to, stride, panel);
+                    }
                 }
             }
         }

@@ -33,9 +33,11 @@ use super::activation::{self, Activation};
 use super::context::KernelContext;
 use super::disjoint::DisjointMutPtr;
 use super::isa::Level;
+use super::pointwise::LayerNorm;
+use super::pool::Pool;
 use super::rows::Rows;
 use epilogue::{Finish, Out};
-use rows::PackedRows;
+use rows::{PackedRows, Source};
 
 /// Computes `out = epilogue(x W^T + b)`; `x` is `[rows, k]`, `out` is `[rows, n]`.
 ///
@@ -48,10 +50,22 @@ pub fn linear(
     epilogue: Epilogue<'_>,
     out: &mut [f32],
 ) {
-    let KernelContext { level, pool, packed_rows } = context;
-    let level = *level;
+    normed_linear(context, x, None, weights, epilogue, out);
+}
+
+/// Like [`linear`], with the layer norm of `x`, if one is given, instead of `x`.
+///
+/// # Panics
+/// When the lengths do not match.
+pub fn normed_linear(
+    context: &mut KernelContext,
+    x: &[f32],
+    norm: Option<LayerNorm<'_>>,
+    weights: &PackedWeights,
+    epilogue: Epilogue<'_>,
+    out: &mut [f32],
+) {
     let rows = x.len() / weights.k();
-    assert_eq!(weights.level(), level, "the weights were packed for another level");
     assert_eq!(x.len(), rows * weights.k(), "x is [rows, k]");
     assert_eq!(out.len(), rows * weights.n(), "out is [rows, n]");
     if let Epilogue::Residual(residual) = epilogue {
@@ -60,23 +74,78 @@ pub fn linear(
     if rows == 0 {
         return;
     }
-    packed_rows.pack(level, pool, Rows::of(x, weights.k()), weights.k(), weights.format());
-    let packed = &*packed_rows;
-    let to = Out { first: DisjointMutPtr(out.as_mut_ptr()), stride: weights.n() };
-    let finish = Finish::new(weights, packed, epilogue, to);
+    let KernelContext { level, pool, packed_rows, .. } = context;
+    pack(*level, pool, packed_rows, x, norm, weights);
+    let to = Out::rows(out, weights.n());
+    product(*level, pool, rows, &Finish::new(weights, packed_rows, epilogue, to));
+    match epilogue {
+        Epilogue::None | Epilogue::Activation(Activation::Gelu) | Epilogue::Residual(_) => {}
+        Epilogue::Activation(other) => activation::apply(context, other, out),
+    }
+}
+
+/// Computes a feed-forward block: `out = gelu(x W1^T + b1) W2^T + b2 + residual`, with the layer norm of `x`, if one is
+/// given, instead of `x`. The result between the products is rounded to the format of `outer` as it is computed, and
+/// never stored in f32. The bits are those of two calls of [`linear`].
+///
+/// # Panics
+/// When the lengths do not match, or `outer` is in 8-bit integers.
+pub fn feed_forward(
+    context: &mut KernelContext,
+    x: &[f32],
+    norm: Option<LayerNorm<'_>>,
+    [inner, outer]: [&PackedWeights; 2],
+    residual: &[f32],
+    out: &mut [f32],
+) {
+    let rows = x.len() / inner.k();
+    assert_eq!(x.len(), rows * inner.k(), "x is [rows, k]");
+    assert_eq!(inner.n(), outer.k(), "the second product takes the result of the first");
+    assert_eq!(out.len(), rows * outer.n(), "out is [rows, n]");
+    assert_eq!(residual.len(), out.len(), "the residual has the shape of the result");
+    if rows == 0 {
+        return;
+    }
+    let KernelContext { level, pool, packed_rows, packed_inner } = context;
+    pack(*level, pool, packed_rows, x, norm, inner);
+    let to = packed_inner.prepare(*level, rows, inner.n(), outer.format());
+    let gelu = Epilogue::Activation(Activation::Gelu);
+    product(*level, pool, rows, &Finish::new(inner, packed_rows, gelu, Out::Packed(to)));
+    let to = Out::rows(out, outer.n());
+    let residual = Epilogue::Residual(residual);
+    product(*level, pool, rows, &Finish::new(outer, packed_inner, residual, to));
+}
+
+/// Packs `x`, or its layer norm, as the left operand of a product with `weights`.
+fn pack(
+    level: Level,
+    pool: &mut Pool,
+    packed_rows: &mut PackedRows,
+    x: &[f32],
+    norm: Option<LayerNorm<'_>>,
+    weights: &PackedWeights,
+) {
+    let k = weights.k();
+    if let Some(norm) = norm {
+        assert!(norm.weight.len() == k && norm.bias.len() == k, "the norm has the width of x");
+    }
+    let source = Source { rows: Rows::of(x, k), norm };
+    packed_rows.pack(level, pool, source, k, weights.format());
+}
+
+/// Multiplies `rows` packed rows, on all threads.
+fn product(level: Level, pool: &mut Pool, rows: usize, finish: &Finish<'_>) {
+    let weights = finish.weights;
+    assert_eq!(weights.level(), level, "the weights were packed for another level");
     let partition = Partition::new(level, rows, weights, pool.threads());
     pool.run(partition.parts(), &|part| {
         let (rows, panels) = partition.part(part);
         // `sums` is borrowed outside of the kernel, because a closure inside it would not be compiled for the level's
         // instructions.
         tile::SUMS.with_borrow_mut(|sums| {
-            level.run(tile::Block { packed, weights, finish: &finish, rows, panels, sums });
+            level.run(tile::Block { finish, rows, panels, sums });
         });
     });
-    match epilogue {
-        Epilogue::None | Epilogue::Activation(Activation::Gelu) | Epilogue::Residual(_) => {}
-        Epilogue::Activation(other) => activation::apply(context, other, out),
-    }
 }
 
 /// Computes one product per attention head. For head h, multiplies the k columns of `x` `[rows, heads x k]` that start
@@ -110,11 +179,11 @@ pub fn linear_by_head(
         let x = Rows { values: x, stride: heads * k, column: head * k, rows };
         HEAD.with_borrow_mut(|packed| {
             packed.pack_alone(level, x, k, weights.format());
-            let out = Out { first: to.columns_from(head * n), stride: heads * n };
+            let out = Out::Rows { first: to.columns_from(head * n), stride: heads * n };
             let finish = Finish::new(weights, packed, Epilogue::None, out);
             let (rows, panels) = (0..rows, 0..weights.panels());
             tile::SUMS.with_borrow_mut(|sums| {
-                level.run(tile::Block { packed, weights, finish: &finish, rows, panels, sums });
+                level.run(tile::Block { finish: &finish, rows, panels, sums });
             });
         });
     });

@@ -7,6 +7,7 @@
 use super::super::aligned_buffer::{AlignedBuffer, LINE};
 use super::super::disjoint::DisjointMutPtr;
 use super::super::isa::{Isa, Kernel, Level};
+use super::super::pointwise::{LayerNorm, norm_row};
 use super::super::pool::Pool;
 use super::super::rows::Rows;
 use super::format::{Bf16, F32, Format, Int8, Shape};
@@ -27,6 +28,13 @@ pub(in crate::kernels) struct Quantised {
     pub(super) zero: i32,
 }
 
+/// The left operand of a product before it is packed: some rows or, with `norm`, their layer norm.
+#[derive(Clone, Copy)]
+pub(super) struct Source<'a> {
+    pub(super) rows: Rows<'a>,
+    pub(super) norm: Option<LayerNorm<'a>>,
+}
+
 /// Number of tiles that one part of a job packs.
 const TILES_A_PART: usize = 2;
 
@@ -36,7 +44,7 @@ impl PackedRows {
         &mut self,
         level: Level,
         pool: &mut Pool,
-        x: Rows<'_>,
+        x: Source<'_>,
         k: usize,
         format: Format,
     ) {
@@ -47,19 +55,19 @@ impl PackedRows {
     /// Like `pack`, but on the calling thread, for callers that are already inside a part of a job.
     pub(super) fn pack_alone(&mut self, level: Level, x: Rows<'_>, k: usize, format: Format) {
         let run = |parts: usize, part: &(dyn Fn(usize) + Sync)| (0..parts).for_each(part);
-        self.pack_on(run, level, x, k, format);
+        self.pack_on(run, level, Source { rows: x, norm: None }, k, format);
     }
 
     fn pack_on(
         &mut self,
         run: impl FnOnce(usize, &(dyn Fn(usize) + Sync)),
         level: Level,
-        x: Rows<'_>,
+        x: Source<'_>,
         k: usize,
         format: Format,
     ) {
         let tile = Shape::of(level).rows;
-        self.rows = x.rows;
+        self.rows = x.rows.rows;
         self.padded_groups = k.div_ceil(format.group()).next_multiple_of(LINE);
         self.groups.resize(self.rows * self.padded_groups);
         if format == Format::Int8 {
@@ -78,6 +86,29 @@ impl PackedRows {
         });
     }
 
+    /// Makes room for `rows` rows of `columns` values (rounded up to whole panels), which a product writes in `format`: f32
+    /// or bf16.
+    pub(super) fn prepare(
+        &mut self,
+        level: Level,
+        rows: usize,
+        columns: usize,
+        format: Format,
+    ) -> PackedOut {
+        assert_ne!(format, Format::Int8, "the range of a row is not known before its last value");
+        let shape = Shape::of(level);
+        let columns = columns.next_multiple_of(shape.columns);
+        self.rows = rows;
+        self.padded_groups = columns.div_ceil(format.group()).next_multiple_of(LINE);
+        self.groups.resize(rows * self.padded_groups);
+        PackedOut {
+            groups: DisjointMutPtr(self.groups.as_mut_ptr()),
+            rows,
+            padded_groups: self.padded_groups,
+            format,
+        }
+    }
+
     /// Returns a pointer to group `k` (a multiple of [`LINE`]) of the tile whose first row is `row`.
     #[inline(always)]
     pub(super) fn tile(&self, row: usize, rows_in_tile: usize, k: usize) -> *const u32 {
@@ -90,9 +121,29 @@ impl PackedRows {
     }
 }
 
+/// Packed rows as the destination of a product.
+#[derive(Clone, Copy)]
+pub(super) struct PackedOut {
+    groups: DisjointMutPtr<u32>,
+    rows: usize,
+    padded_groups: usize,
+    pub(super) format: Format,
+}
+
+impl PackedOut {
+    /// Returns a pointer to the first line of a row, and the distance between its lines in groups.
+    #[inline(always)]
+    pub(super) fn row<I: Isa>(self, row: usize) -> (*mut u32, usize) {
+        let first = row / I::ROWS * I::ROWS;
+        let height = I::ROWS.min(self.rows - first);
+        let offset = first * self.padded_groups + (row - first) * LINE;
+        (self.groups.pointer().wrapping_add(offset), height * LINE)
+    }
+}
+
 /// Packs `k` columns of the `rows` rows of one tile, starting at row `first`.
 struct PackTile<'a> {
-    x: Rows<'a>,
+    x: Source<'a>,
     k: usize,
     first: usize,
     rows: usize,
@@ -111,8 +162,13 @@ impl Kernel for PackTile<'_> {
     fn run<I: Isa>(self, isa: I) {
         let Self { x, k, first, rows, format, groups, quantised } = self;
         let padded = k.div_ceil(format.group()).next_multiple_of(LINE);
+        let mut normed = vec![0.0; if x.norm.is_some() { k } else { 0 }];
         for index in 0..rows {
-            let row = x.part(first + index, 0, k);
+            let mut row = x.rows.part(first + index, 0, k);
+            if let Some(norm) = x.norm {
+                norm_row(isa, row, norm, &mut normed);
+                row = &normed;
+            }
             // SAFETY: the buffer holds `rows x padded` groups. This tile's groups start at the offset of its first row,
             // and no other part writes them.
             unsafe {

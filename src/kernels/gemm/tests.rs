@@ -3,8 +3,11 @@
 use super::super::activation::Activation;
 use super::super::context::KernelContext;
 use super::super::isa::{Level, to_bf16};
+use super::super::pointwise::{LayerNorm, layer_norm};
 use super::super::testing::{assert_all_close, levels, values};
-use super::{Epilogue, Format, PackedWeights, Shape, linear, linear_by_head};
+use super::{
+    Epilogue, Format, PackedWeights, Shape, feed_forward, linear, linear_by_head, normed_linear,
+};
 
 /// Returns the values of a matrix row, rounded to the format.
 fn rounded(format: Format, row: &[f32], is_weight: bool) -> Vec<f64> {
@@ -105,6 +108,53 @@ fn every_level_and_format_equals_the_slow_twin_around_the_edges_of_tiles_and_blo
         }
     }
     assert!(failures.is_empty(), "{failures:#?}");
+}
+
+#[test]
+fn a_norm_and_a_packed_inner_result_change_no_bit_of_a_feed_forward_block() {
+    let width = 33;
+    let (weight, bias) = (values(width, 7), values(width, 8));
+    let norm = LayerNorm { weight: &weight, bias: &bias, eps: 1e-5 };
+    for level in levels() {
+        let Shape { rows: tile, columns, .. } = Shape::of(level);
+        for format in FORMATS {
+            // Its scratch memory keeps what earlier blocks have left there.
+            let mut context = KernelContext::new(level, 2);
+            for inner in [400, 1, columns - 1, columns, 3 * columns + 5] {
+                let layer = |context: &mut KernelContext, n: usize, k: usize, seed| {
+                    let bias = values(n, seed + 1);
+                    PackedWeights::pack(context, format, &values(n * k, seed), Some(&bias), n)
+                };
+                let first = layer(&mut context, inner, width, 1);
+                let second = layer(&mut context, width, inner, 3);
+                for rows in [1, tile - 1, tile, 2 * tile + 3] {
+                    let x = values(rows * width, 5);
+                    let what = format!("{level} {format:?} {rows} rows, {inner} inside");
+                    let context = &mut context;
+                    let mut normed = vec![f32::NAN; rows * width];
+                    layer_norm(context, &x, norm, &mut normed);
+                    let gelu = Epilogue::Activation(Activation::Gelu);
+                    let (mut apart, mut fused) =
+                        (vec![f32::NAN; rows * inner], vec![f32::NAN; rows * inner]);
+                    linear(context, &normed, &first, gelu, &mut apart);
+                    normed_linear(context, &x, Some(norm), &first, gelu, &mut fused);
+                    assert_eq!(bits(&apart), bits(&fused), "{what}");
+                    if format == Format::Int8 {
+                        continue;
+                    }
+                    let (mut expected, mut actual) =
+                        (vec![f32::NAN; rows * width], vec![f32::NAN; rows * width]);
+                    linear(context, &apart, &second, Epilogue::Residual(&x), &mut expected);
+                    feed_forward(context, &x, Some(norm), [&first, &second], &x, &mut actual);
+                    assert_eq!(bits(&expected), bits(&actual), "{what}");
+                }
+            }
+        }
+    }
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
 }
 
 /// Checks the products of the base, large and demo models. Where the slow reference would take too long, the products

@@ -6,13 +6,9 @@ use super::super::aligned_buffer::{AlignedBuffer, LINE};
 use super::super::isa::{Isa, Kernel, MOST_COLUMNS, MOST_ROWS, MatrixTile};
 use super::epilogue::Finish;
 use super::format::{Bf16, Dot, F32, Format, Int8};
-use super::rows::PackedRows;
-use super::weights::PackedWeights;
 
 /// The rows and panels of a product that one part of a job computes.
 pub(super) struct Block<'a> {
-    pub(super) packed: &'a PackedRows,
-    pub(super) weights: &'a PackedWeights,
     pub(super) finish: &'a Finish<'a>,
     pub(super) rows: Range<usize>,
     pub(super) panels: Range<usize>,
@@ -25,7 +21,7 @@ impl Kernel for Block<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        match self.weights.format() {
+        match self.finish.weights.format() {
             Format::F32 => block::<I, F32>(isa, self),
             Format::Bf16 => block::<I, Bf16>(isa, self),
             Format::Int8 => block::<I, Int8>(isa, self),
@@ -36,10 +32,8 @@ impl Kernel for Block<'_> {
 /// Computes the rows and panels of the part, one block of K after the other.
 #[inline(always)]
 #[expect(unsafe_code, reason = "tiles, panels and sums by pointer")]
-fn block<I: Isa, D: Dot<I>>(
-    isa: I,
-    Block { packed, weights, finish, rows, panels, sums }: Block<'_>,
-) {
+fn block<I: Isa, D: Dot<I>>(isa: I, Block { finish, rows, panels, sums }: Block<'_>) {
+    let Finish { packed, weights, .. } = *finish;
     let columns = I::LANES * I::VECTORS;
     let groups = weights.groups();
     let k_blocks = groups.div_ceil(I::K_BLOCK).max(1);

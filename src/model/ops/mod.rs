@@ -31,6 +31,32 @@ pub enum Epilogue<'a, A> {
     Residual(&'a A),
 }
 
+/// The two linear layers of a feed-forward block.
+#[derive(Debug)]
+pub struct FeedForward<'a, L> {
+    /// The first layer.
+    pub inner: &'a L,
+    /// The activation between the layers.
+    pub activation: Activation,
+    /// The second layer.
+    pub outer: &'a L,
+}
+
+impl<L> FeedForward<'_, L> {
+    /// Computes [`Ops::feed_forward`] with one operation after the other.
+    fn one_by_one<O: Ops<Linear = L> + ?Sized>(
+        &self,
+        ops: &O,
+        x: &O::Act,
+        norm: Option<&O::LayerNorm>,
+    ) -> Result<O::Act, BackendError> {
+        let normed = norm.map(|norm| ops.layer_norm(x, norm)).transpose()?;
+        let activation = Epilogue::Activation(self.activation);
+        let inner = ops.linear(normed.as_ref().unwrap_or(x), self.inner, activation)?;
+        ops.linear(&inner, self.outer, Epilogue::Residual(x))
+    }
+}
+
 /// Consecutive rows that attend to the same keys and values.
 #[derive(Debug, Clone, Copy)]
 pub struct RowRun<M> {
@@ -201,6 +227,30 @@ pub trait Ops: Debug {
         weights: &Self::Linear,
         epilogue: Epilogue<'_, Self::Act>,
     ) -> Result<Self::Act, BackendError>;
+    /// Computes `linear(layer_norm(x))`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn normed_linear(
+        &self,
+        x: &Self::Act,
+        norm: &Self::LayerNorm,
+        weights: &Self::Linear,
+    ) -> Result<Self::Act, BackendError> {
+        self.linear(&self.layer_norm(x, norm)?, weights, Epilogue::None)
+    }
+    /// Computes a feed-forward block of `x` or, with `norm`, of its layer norm, and adds `x`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn feed_forward(
+        &self,
+        x: &Self::Act,
+        norm: Option<&Self::LayerNorm>,
+        layers: FeedForward<'_, Self::Linear>,
+    ) -> Result<Self::Act, BackendError> {
+        layers.one_by_one(self, x, norm)
+    }
     /// Computes bidirectional self-attention within each sequence. `qkv` is `[rows, 3 x width]`; the `lengths` of the
     /// sequences sum to `rows`.
     ///

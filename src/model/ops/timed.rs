@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use candle_core::Tensor;
 
 use super::{
-    Epilogue, HostRows, KvLifetime, Ops, PatchEmbeddingWeights, PersistentKvShape, RowRun,
+    Epilogue, FeedForward, HostRows, KvLifetime, Ops, PatchEmbeddingWeights, PersistentKvShape,
+    RowRun,
 };
 use crate::engine::backend::BackendError;
 use crate::task::Pixels;
@@ -39,13 +40,22 @@ pub struct Times {
 /// A kind of work. Durations are added up per kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum WorkKind {
-    /// A linear layer, including its epilogue.
+    /// A linear layer, including its epilogue and a layer norm before it.
     Linear {
         /// Width of the layer's input.
         input: usize,
         /// Width of the layer's output.
         output: usize,
         /// Number of rows of the input; `None` if the product has few rows.
+        rows: Option<usize>,
+    },
+    /// The two linear layers of a feed-forward block, with the activation between them.
+    FeedForward {
+        /// Width of the block's input and output.
+        width: usize,
+        /// Width between the layers.
+        inner: usize,
+        /// Number of rows; `None` if there are few.
         rows: Option<usize>,
     },
     /// Bidirectional attention within each sequence.
@@ -152,6 +162,12 @@ impl fmt::Display for WorkKind {
             Self::Linear { input, output, rows: None } => write!(f, "linear {input}x{output}"),
             Self::Linear { input, output, rows: Some(rows) } => {
                 write!(f, "linear {input}x{output} ({rows} rows)")
+            }
+            Self::FeedForward { width, inner, rows: None } => {
+                write!(f, "feed-forward {width}x{inner}")
+            }
+            Self::FeedForward { width, inner, rows: Some(rows) } => {
+                write!(f, "feed-forward {width}x{inner} ({rows} rows)")
             }
             Self::SelfAttention => f.write_str("self attention"),
             Self::CrossAttention => f.write_str("cross attention"),
@@ -264,6 +280,32 @@ impl<O: Ops> Ops for Timed<O> {
         let rows = Some(x.rows).filter(|&rows| rows >= MANY_ROWS);
         let kind = WorkKind::Linear { input: *input, output: *output, rows };
         with_rows(x.rows, self.time(kind, |ops| ops.linear(&x.values, weights, epilogue)))
+    }
+
+    fn normed_linear(
+        &self,
+        x: &Self::Act,
+        norm: &O::LayerNorm,
+        weights: &Self::Linear,
+    ) -> Result<Self::Act, BackendError> {
+        let TimedLinear { weights, input, output } = weights;
+        let rows = Some(x.rows).filter(|&rows| rows >= MANY_ROWS);
+        let kind = WorkKind::Linear { input: *input, output: *output, rows };
+        with_rows(x.rows, self.time(kind, |ops| ops.normed_linear(&x.values, norm, weights)))
+    }
+
+    fn feed_forward(
+        &self,
+        x: &Self::Act,
+        norm: Option<&O::LayerNorm>,
+        layers: FeedForward<'_, Self::Linear>,
+    ) -> Result<Self::Act, BackendError> {
+        let FeedForward { inner: TimedLinear { weights: inner, input, output }, activation, outer } =
+            layers;
+        let rows = Some(x.rows).filter(|&rows| rows >= MANY_ROWS);
+        let kind = WorkKind::FeedForward { width: *input, inner: *output, rows };
+        let layers = FeedForward { inner, activation, outer: &outer.weights };
+        with_rows(x.rows, self.time(kind, |ops| ops.feed_forward(&x.values, norm, layers)))
     }
 
     fn self_attention(

@@ -81,5 +81,8 @@ fn a_part_is_named_by_its_shape_and_many_rows() {
     let linear = |rows| WorkKind::Linear { input: 768, output: 3072, rows }.to_string();
     assert_eq!(linear(None), "linear 768x3072");
     assert_eq!(linear(Some(577)), "linear 768x3072 (577 rows)");
+    let block = |rows| WorkKind::FeedForward { width: 768, inner: 3072, rows }.to_string();
+    assert_eq!(block(None), "feed-forward 768x3072");
+    assert_eq!(block(Some(577)), "feed-forward 768x3072 (577 rows)");
     assert_eq!(WorkKind::KeysAndValues.to_string(), "keys and values");
 }

@@ -37,7 +37,8 @@ pub use folded::{AbsorbedKv, AbsorbedKvWeights};
 pub use patches::CpuPatchEmbedding;
 
 use super::{
-    Epilogue, HostRows, KvLifetime, Ops, PatchEmbeddingWeights, PersistentKvShape, RowRun,
+    Activation, Epilogue, FeedForward, HostRows, KvLifetime, Ops, PatchEmbeddingWeights,
+    PersistentKvShape, RowRun,
 };
 use crate::engine::backend::BackendError;
 use crate::kernels::attention::{Heads, PackedKv};
@@ -80,6 +81,13 @@ pub struct CpuLayerNorm {
     weight: Vec<f32>,
     bias: Vec<f32>,
     eps: f32,
+}
+
+impl CpuLayerNorm {
+    /// Returns the parameters as the kernels take them.
+    fn kernel(&self) -> pointwise::LayerNorm<'_> {
+        pointwise::LayerNorm { weight: &self.weight, bias: &self.bias, eps: self.eps }
+    }
 }
 
 /// An embedding table `[n, width]` in f32.
@@ -234,9 +242,7 @@ impl Ops for CpuOps {
         weights: &CpuLayerNorm,
     ) -> Result<CpuActivations, BackendError> {
         Ok(self.act(x.rows(), x.width(), |workspace, out| {
-            let CpuLayerNorm { weight, bias, eps } = weights;
-            let norm = pointwise::LayerNorm { weight, bias, eps: *eps };
-            pointwise::layer_norm(&mut workspace.context, x.values(), norm, out);
+            pointwise::layer_norm(&mut workspace.context, x.values(), weights.kernel(), out);
         }))
     }
 
@@ -253,6 +259,35 @@ impl Ops for CpuOps {
         };
         Ok(self.act(x.rows(), weights.n(), |workspace, out| {
             gemm::linear(&mut workspace.context, x.values(), weights, epilogue, out);
+        }))
+    }
+
+    fn normed_linear(
+        &self,
+        x: &CpuActivations,
+        norm: &CpuLayerNorm,
+        weights: &PackedWeights,
+    ) -> Result<CpuActivations, BackendError> {
+        Ok(self.act(x.rows(), weights.n(), |Workspace { context, .. }, out| {
+            let norm = Some(norm.kernel());
+            gemm::normed_linear(context, x.values(), norm, weights, gemm::Epilogue::None, out);
+        }))
+    }
+
+    fn feed_forward(
+        &self,
+        x: &CpuActivations,
+        norm: Option<&CpuLayerNorm>,
+        layers: FeedForward<'_, PackedWeights>,
+    ) -> Result<CpuActivations, BackendError> {
+        // In 8 bits, the second product needs the range of each whole row before it can round its values.
+        if layers.activation != Activation::Gelu || layers.outer.format() == Format::Int8 {
+            return layers.one_by_one(self, x, norm);
+        }
+        Ok(self.act(x.rows(), layers.outer.n(), |Workspace { context, .. }, out| {
+            let norm = norm.map(CpuLayerNorm::kernel);
+            let weights = [layers.inner, layers.outer];
+            gemm::feed_forward(context, x.values(), norm, weights, x.values(), out);
         }))
     }
 

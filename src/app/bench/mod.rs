@@ -101,7 +101,14 @@ impl PartWork {
         let (values, rows) = match part {
             WorkKind::Linear { input, output, rows } => (input * output, rows),
             WorkKind::FeedForward { width, inner, rows } => (2 * width * inner, rows),
-            _ => return None,
+            WorkKind::SelfAttention
+            | WorkKind::CrossAttention
+            | WorkKind::CachedAttention
+            | WorkKind::KeysAndValues
+            | WorkKind::LayerNorm
+            | WorkKind::PatchEmbedding
+            | WorkKind::EmbedTokens
+            | WorkKind::Copies => return None,
         };
         let value_bytes = match dtype {
             Dtype::F32 => 4,

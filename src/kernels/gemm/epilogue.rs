@@ -78,9 +78,10 @@ impl<'a> Finish<'a> {
     ) {
         let (first, stride) = match self.out {
             Out::Rows { first, stride } => (first, stride),
-            // SAFETY: this function's contract.
             Out::Packed(out) => {
-                return unsafe { self.pack(isa, sums, row..row + height, panel, out) };
+                // SAFETY: this function's contract.
+                unsafe { self.pack(isa, sums, row..row + height, panel, out) };
+                return;
             }
         };
         let columns = I::LANES * I::VECTORS;

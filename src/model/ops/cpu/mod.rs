@@ -64,7 +64,7 @@ pub struct CpuOps {
     format: Format,
     arena: Arc<Arena>,
     /// Only one thread calls the operations, so the lock is never contended.
-    workspace: Mutex<Workspace>,
+    workspace: Box<Mutex<Workspace>>,
 }
 
 /// The kernels' context, and buffers that are reused between operations.
@@ -104,7 +104,7 @@ impl CpuOps {
     /// When the operating system cannot start the threads.
     pub fn try_new(level: Level, format: Format, threads: usize) -> io::Result<Self> {
         let context = KernelContext::try_new(level, threads)?;
-        let workspace = Mutex::new(Workspace { context, memories: Vec::new() });
+        let workspace = Box::new(Mutex::new(Workspace { context, memories: Vec::new() }));
         Ok(Self { level, format, arena: Arc::default(), workspace })
     }
 

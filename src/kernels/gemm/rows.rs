@@ -339,6 +339,8 @@ fn quantise<I: Isa>(isa: I, row: &[f32]) -> (Quantised, f32) {
     // could lose a NaN.
     let mut zeros = isa.splat(0.0);
     for start in (0..whole).step_by(I::LANES) {
+        // The same place of the next row, which is packed next.
+        isa.prefetch(row.as_ptr().wrapping_add(start + row.len()).cast());
         // SAFETY: the vector lies within the row.
         let x = unsafe { isa.load(row.as_ptr().add(start)) };
         (low, high) = (isa.min(low, x), isa.max(high, x));

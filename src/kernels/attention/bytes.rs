@@ -2,7 +2,8 @@
 //!
 //! Each key and each value of a head has a scale of its own: `largest magnitude / 127`. Before keys are rounded, a
 //! vector close to their mean is subtracted from all of them. This changes all scores of a query by the same amount,
-//! which softmax cancels, and keeps a common part of the keys from using up the range (as in SageAttention).
+//! which softmax cancels, and keeps a common part of the keys from using up the range. Source: `SageAttention`,
+//! arXiv 2410.02367.
 //!
 //! A query is rounded to bytes around 128. So the product with a key is too large by 128 times the sum of the key's
 //! integers, which is subtracted from it. The scale of a value becomes part of the probability that it is multiplied by:
@@ -111,8 +112,7 @@ pub(super) fn centre(keys: Rows<'_>, width: usize) -> Vec<f32> {
             *sum += key;
         }
     }
-    sums.iter_mut().for_each(|sum| *sum /= count);
-    sums
+    sums.into_iter().map(|sum| sum / count).collect()
 }
 
 /// Packs tokens in 8-bit integers: one panel of keys per head, and as many rows of groups of the values.
@@ -143,7 +143,7 @@ impl Kernel for PackBytes<'_> {
                 key_scales[index] = self.pack_key(isa, head, token, &mut key);
                 let value = values.part(token, head * heads.width, heads.width);
                 let largest = largest_magnitude(isa, value);
-                // The smaller number first, because `max` would lose a NaN.
+                // Not `max`, which would lose a NaN.
                 let is_small = largest < 127.0 * SMALLEST_SCALE;
                 value_scales[index] = if is_small { SMALLEST_SCALE } else { largest / 127.0 };
             }

@@ -22,17 +22,11 @@ pub(super) trait AttentionFormat<I: Isa>: Dot<I> + Convert<I> {
     /// # Safety
     /// `sums` is valid for reading a vector.
     unsafe fn to_f32(isa: I, sums: *const u32) -> I::F;
-    /// Turns the vector of sums at `place` into scores and returns them. `token` is the first of their tokens.
+    /// Replaces the sums of one query by scores. `factor` is that of the query.
     ///
     /// # Safety
-    /// `place` is valid for reading and writing a vector; the token's panel belongs to the memory.
-    unsafe fn score(
-        isa: I,
-        place: *mut f32,
-        scores: Scores,
-        memory: HeadMemory<'_>,
-        token: usize,
-    ) -> I::F;
+    /// The scores are valid for reading and writing all panels of the memory's tokens.
+    unsafe fn finish_scores(isa: I, scores: Scores, memory: HeadMemory<'_>, factor: f32);
     /// Returns the factor by which distances between scores are multiplied, given the factor for products of queries
     /// and keys.
     fn exponent_scale(scale: f32) -> f32;
@@ -71,7 +65,6 @@ pub(super) struct Scores {
     /// Number of values from the scores of one panel to those of the next.
     pub(super) stride: usize,
     pub(super) tokens: usize,
-    /// Factor for products of the query and a key.
     pub(super) scale: f32,
 }
 
@@ -93,10 +86,7 @@ macro_rules! floats {
             unsafe { isa.load(sums.cast()) }
         }
         #[inline(always)]
-        unsafe fn score(isa: I, place: *mut f32, _: Scores, _: HeadMemory<'_>, _: usize) -> I::F {
-            // SAFETY: this function's contract.
-            unsafe { isa.load(place) }
-        }
+        unsafe fn finish_scores(_: I, _: Scores, _: HeadMemory<'_>, _: f32) {}
         #[inline(always)]
         unsafe fn write_pair(isa: I, pair: [I::F; 2], to: *mut u32, stride: usize, index: usize) {
             // SAFETY: this function's contract.
@@ -156,26 +146,24 @@ impl<I: Isa> AttentionFormat<I> for Int8 {
     /// Computes `(sum - 128 x key sum) x key scale x factor + log2(value scale)`: exponents of the probabilities times
     /// the scales of the values.
     #[inline(always)]
-    unsafe fn score(
-        isa: I,
-        place: *mut f32,
-        scores: Scores,
-        of: HeadMemory<'_>,
-        token: usize,
-    ) -> I::F {
+    unsafe fn finish_scores(isa: I, scores: Scores, of: HeadMemory<'_>, factor: f32) {
         let columns = I::LANES * I::VECTORS;
-        let factor = isa.splat(scores.scale * std::f32::consts::LOG2_E);
+        let factor = isa.splat(factor * scores.scale * std::f32::consts::LOG2_E);
         let scales = &of.memory.scales;
-        let token = of.head * scores.tokens.next_multiple_of(columns) + token;
-        // SAFETY: this function's contract; the scales are padded to whole panels.
-        unsafe {
-            let sum = isa.load_i32(place.cast());
-            let sum = isa.sub_i32(sum, isa.load_i32(scales.key_sums.as_ptr().add(token)));
-            let scale = isa.mul(isa.load(scales.keys.as_ptr().add(token)), factor);
-            let exponent = isa.load(scales.value_exponents.as_ptr().add(token));
-            let score = isa.mul_add(isa.to_f32(sum), scale, exponent);
-            isa.store(place, score);
-            score
+        let first = of.head * scores.tokens.next_multiple_of(columns);
+        for (panel, start) in (0..scores.tokens).step_by(columns).enumerate() {
+            for lane in (0..columns).step_by(I::LANES) {
+                let token = first + start + lane;
+                // SAFETY: this function's contract; the scales are padded to whole panels.
+                unsafe {
+                    let place = scores.first.add(panel * scores.stride + lane);
+                    let sum = isa.load_i32(place.cast());
+                    let sum = isa.sub_i32(sum, isa.load_i32(scales.key_sums.as_ptr().add(token)));
+                    let scale = isa.mul(isa.load(scales.keys.as_ptr().add(token)), factor);
+                    let exponent = isa.load(scales.value_exponents.as_ptr().add(token));
+                    isa.store(place, isa.mul_add(isa.to_f32(sum), scale, exponent));
+                }
+            }
         }
     }
 

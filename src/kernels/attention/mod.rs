@@ -5,13 +5,16 @@
 //!   head: `k` as weights `[tokens, d]`, `v^T` as weights `[d, tokens]`. [`attend`] processes the queries in strips
 //!   that have the height of a tile (`strips`): the scores, the softmax and the weighted sum of a strip stay in the
 //!   cache.
+//! - `formats` has what differs between f32, bf16 and 8-bit integers; `bytes` packs keys and values in 8-bit integers.
 //! - [`attend_causally`] (`causal`) computes causal attention for the few rows of text generation, as dot products over
 //!   rows of f32.
 //!
 //! The result of a query does not depend on its batch neighbours: each value is a single chain of additions in the
 //! order of the keys.
 
+mod bytes;
 mod causal;
+mod formats;
 mod packed_kv;
 mod strips;
 #[cfg(test)]

@@ -6,6 +6,7 @@ use super::super::disjoint::DisjointMutPtr;
 use super::super::gemm::{Bf16, Convert, F32, Format, Shape};
 use super::super::isa::{Isa, Kernel, Level, MOST_COLUMNS};
 use super::super::rows::Rows;
+use super::bytes::{PackBytes, TokenScales, centre};
 
 /// Number of attention heads, and their width.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,40 +37,48 @@ pub struct PackedKv {
     pub(super) keys: AlignedBuffer,
     /// `[heads][panels of d][groups of tokens][columns]`.
     pub(super) values: AlignedBuffer,
+    /// How 8-bit keys and values were rounded; empty in the other formats.
+    pub(super) scales: TokenScales,
+}
+
+impl Default for PackedKv {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl PackedKv {
-    /// Creates a `PackedKv` without tokens, for attention that runs in `format`.
-    ///
-    /// # Panics
-    /// If `format` is 8-bit integers, which attention does not support.
+    /// Creates a `PackedKv` without tokens.
     #[must_use]
-    pub fn new(format: Format, heads: Heads) -> Self {
-        assert_ne!(format, Format::Int8, "attention runs in f32 or bf16");
+    pub fn new() -> Self {
         Self {
             level: Level::Portable,
-            format,
-            heads,
+            format: Format::F32,
+            heads: Heads { count: 0, width: 0 },
             tokens: 0,
             keys: AlignedBuffer::default(),
             values: AlignedBuffer::default(),
+            scales: TokenScales::default(),
         }
     }
 
-    /// Replaces the contents with the keys and values `[tokens, heads x width]` of one sequence.
+    /// Replaces the contents with the keys and values `[tokens, heads x width]` of one sequence, for attention that runs
+    /// in `format`.
     ///
     /// # Panics
     /// When the numbers of keys and values differ.
     pub fn pack(
         &mut self,
         context: &mut KernelContext,
+        format: Format,
         heads: Heads,
         keys: Rows<'_>,
         values: Rows<'_>,
     ) {
         assert_eq!(keys.rows, values.rows, "a token has a key and a value");
-        (self.level, self.heads, self.tokens) = (context.level, heads, keys.rows);
-        let (level, format) = (self.level, self.format);
+        (self.level, self.format) = (context.level, format);
+        (self.heads, self.tokens) = (heads, keys.rows);
+        let level = self.level;
         let (key_size, value_size) = sizes(level, format, heads, keys.rows);
         // Columns of `keys` beyond the tokens, and columns of `values` beyond the width, may keep old contents; no
         // result depends on these columns.
@@ -81,12 +90,21 @@ impl PackedKv {
             values: DisjointMutPtr(self.values.as_mut_ptr()),
             value_size,
         };
-        // A part packs a few consecutive tokens of all heads, so that it reads whole rows of the sequence.
         let columns = Shape::of(level).columns;
+        let is_8_bit = format == Format::Int8;
+        let tokens = if is_8_bit { keys.rows.next_multiple_of(columns) } else { 0 };
+        let scales = self.scales.prepare(heads.count, tokens);
+        let centre = if is_8_bit { centre(keys, heads.count * heads.width) } else { Vec::new() };
+        // A part packs a few consecutive tokens of all heads, so that it reads whole rows of the sequence.
         context.pool.run(keys.rows.div_ceil(columns), &|part| {
             let first = part * columns;
             let last = (first + columns).min(keys.rows);
-            level.run(PackTokens { format, heads, keys, values, first, last, to });
+            let tokens = PackTokens { format, heads, keys, values, first, last, to };
+            if is_8_bit {
+                level.run(PackBytes { tokens, centre: &centre, scales });
+            } else {
+                level.run(tokens);
+            }
         });
     }
 
@@ -115,24 +133,25 @@ fn sizes(level: Level, format: Format, heads: Heads, tokens: usize) -> (usize, u
 
 /// Where the packed keys and values of all heads are written.
 #[derive(Clone, Copy)]
-struct Destination {
-    keys: DisjointMutPtr<u32>,
+pub(super) struct Destination {
+    pub(super) keys: DisjointMutPtr<u32>,
     /// Number of groups of one head's keys.
-    key_size: usize,
-    values: DisjointMutPtr<u32>,
+    pub(super) key_size: usize,
+    pub(super) values: DisjointMutPtr<u32>,
     /// Number of groups of one head's values.
-    value_size: usize,
+    pub(super) value_size: usize,
 }
 
 /// Packs the tokens `first..last` of all heads: one panel of keys per head, and as many rows of groups of the values.
-struct PackTokens<'a> {
-    format: Format,
-    heads: Heads,
-    keys: Rows<'a>,
-    values: Rows<'a>,
-    first: usize,
-    last: usize,
-    to: Destination,
+#[derive(Clone, Copy)]
+pub(super) struct PackTokens<'a> {
+    pub(super) format: Format,
+    pub(super) heads: Heads,
+    pub(super) keys: Rows<'a>,
+    pub(super) values: Rows<'a>,
+    pub(super) first: usize,
+    pub(super) last: usize,
+    pub(super) to: Destination,
 }
 
 impl Kernel for PackTokens<'_> {

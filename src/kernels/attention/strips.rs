@@ -7,11 +7,9 @@ use std::cell::RefCell;
 
 use super::super::aligned_buffer::{AlignedBuffer, LINE};
 use super::super::disjoint::DisjointMutPtr;
-use super::super::gemm::{
-    Bf16, ConvertPair, Dot, F32, Format, Prefetch, TileProduct, multiply, row_to_groups,
-};
+use super::super::gemm::{Bf16, F32, Format, Int8, Prefetch, TileProduct, multiply};
 use super::super::isa::{Isa, Kernel, MOST_COLUMNS, MOST_ROWS};
-use super::super::pointwise::{exp, rough_exp2};
+use super::formats::{AttentionFormat, HeadMemory, QueryFactors, Scores};
 use super::{AttentionRun, HeadQueries, Heads};
 
 /// Scratch buffers of one strip.
@@ -46,7 +44,8 @@ impl Kernel for Strips<'_> {
     fn run<I: Isa>(self, isa: I) {
         match self.run.memory.format {
             Format::Bf16 => self.run_in::<I, Bf16>(isa),
-            Format::F32 | Format::Int8 => self.run_in::<I, F32>(isa),
+            Format::F32 => self.run_in::<I, F32>(isa),
+            Format::Int8 => self.run_in::<I, Int8>(isa),
         }
     }
 }
@@ -54,7 +53,7 @@ impl Kernel for Strips<'_> {
 impl Strips<'_> {
     /// Computes attention for the queries, with operands in the format `D`.
     #[inline(always)]
-    fn run_in<I: Isa, D: Dot<I> + ConvertPair<I> + Probabilities<I>>(self, isa: I) {
+    fn run_in<I: Isa, D: AttentionFormat<I>>(self, isa: I) {
         let Self { run, part, buffers, out } = self;
         for first in (part.first..part.last).step_by(I::ROWS) {
             let rows = I::ROWS.min(part.last - first);
@@ -63,8 +62,8 @@ impl Strips<'_> {
             // SAFETY: the buffers were made large enough for the strip. Only this part writes its rows of the result in
             // this head's columns.
             unsafe {
-                strip.compute_scores::<I, D>(isa, buffers);
-                let inverse_sums = strip.compute_probabilities::<I, D>(isa, buffers);
+                let factors = strip.compute_scores::<I, D>(isa, buffers);
+                let inverse_sums = strip.compute_probabilities::<I, D>(isa, buffers, &factors);
                 strip.add_values::<I, D>(isa, buffers, &inverse_sums, out);
             }
         }
@@ -90,7 +89,7 @@ struct Strip<'a> {
 
 impl<'a> Strip<'a> {
     #[inline(always)]
-    fn new<I: Isa, D: ConvertPair<I>>(
+    fn new<I: Isa, D: AttentionFormat<I>>(
         run: AttentionRun<'a>,
         part: HeadQueries,
         first: usize,
@@ -105,7 +104,7 @@ impl<'a> Strip<'a> {
 
     /// Makes the buffers large enough.
     #[inline(always)]
-    fn resize<I: Isa, D: ConvertPair<I>>(self, buffers: &mut StripBuffers) {
+    fn resize<I: Isa, D: AttentionFormat<I>>(self, buffers: &mut StripBuffers) {
         let columns = I::LANES * I::VECTORS;
         buffers.queries.resize(self.key_groups.next_multiple_of(LINE) * self.rows);
         buffers.scores.resize(self.panels * self.rows * columns);
@@ -114,26 +113,27 @@ impl<'a> Strip<'a> {
         buffers.sums.resize(self.rows * columns);
     }
 
-    /// Packs the queries and multiplies them by the keys.
+    /// Packs the queries and multiplies them by the keys. Returns the queries' factors.
     ///
     /// # Safety
     /// The buffers have been resized for this strip.
     #[inline(always)]
-    unsafe fn compute_scores<I: Isa, D: Dot<I> + ConvertPair<I>>(
+    unsafe fn compute_scores<I: Isa, D: AttentionFormat<I>>(
         self,
         isa: I,
         buffers: &mut StripBuffers,
-    ) {
+    ) -> QueryFactors {
         let Self { run: AttentionRun { queries, memory, .. }, part, rows, panels, .. } = self;
+        let mut factors = [1.0; MOST_ROWS];
         let (columns, width) = (I::LANES * I::VECTORS, memory.heads.width);
         let panel_groups = self.key_groups * columns;
         let keys = &memory.keys[part.head * panels * panel_groups..];
         // SAFETY: this function's contract; a panel's offset lies within the head's panels.
         unsafe {
-            for r in 0..rows {
+            for (r, factor) in factors.iter_mut().enumerate().take(rows) {
                 let query = queries.part(self.first + r, part.head * width, width);
                 let to = buffers.queries.as_mut_ptr().add(r * LINE);
-                row_to_groups::<I, D>(isa, query, rows, to, ());
+                *factor = D::pack_query(isa, query, rows, to);
             }
             for panel in 0..panels {
                 let b = keys[panel * panel_groups..].as_ptr();
@@ -149,6 +149,7 @@ impl<'a> Strip<'a> {
                 multiply::<I, D>(isa, product);
             }
         }
+        factors
     }
 
     /// Replaces the scores by probabilities that are not yet divided by their sum. Returns the inverse of each row's
@@ -157,24 +158,27 @@ impl<'a> Strip<'a> {
     /// # Safety
     /// The buffers have been resized for this strip, and hold its scores.
     #[inline(always)]
-    unsafe fn compute_probabilities<I: Isa, D: ConvertPair<I> + Probabilities<I>>(
+    unsafe fn compute_probabilities<I: Isa, D: AttentionFormat<I>>(
         self,
         isa: I,
         buffers: &mut StripBuffers,
+        factors: &QueryFactors,
     ) -> [f32; MOST_ROWS] {
+        let of = HeadMemory { memory: self.run.memory, head: self.part.head };
         let (rows, columns) = (self.rows, I::LANES * I::VECTORS);
         let mut inverse_sums = [0.0f32; MOST_ROWS];
         // SAFETY: this function's contract.
         unsafe {
             for (r, inverse) in inverse_sums.iter_mut().enumerate().take(rows) {
                 let scores = Scores {
-                    first: buffers.scores.as_ptr().add(r * columns).cast(),
+                    first: buffers.scores.as_mut_ptr().add(r * columns).cast(),
                     stride: rows * columns,
                     tokens: self.run.memory.tokens,
                     scale: self.run.scale,
                 };
                 let to = buffers.probabilities.as_mut_ptr().add(r * LINE);
-                *inverse = 1.0 / softmax::<I, D>(isa, scores, to, rows * LINE);
+                D::finish_scores(isa, scores, of, factors[r]);
+                *inverse = 1.0 / softmax::<I, D>(isa, scores, of, to, rows * LINE);
             }
         }
         inverse_sums
@@ -186,7 +190,7 @@ impl<'a> Strip<'a> {
     /// The buffers have been resized for this strip, and hold its probabilities. No other part writes the rows of the
     /// strip in this head's columns of `out`.
     #[inline(always)]
-    unsafe fn add_values<I: Isa, D: Dot<I> + ConvertPair<I>>(
+    unsafe fn add_values<I: Isa, D: AttentionFormat<I>>(
         self,
         isa: I,
         buffers: &mut StripBuffers,
@@ -214,64 +218,25 @@ impl<'a> Strip<'a> {
             unsafe { multiply::<I, D>(isa, product) };
             let wide = columns.min(width - panel * columns);
             for (r, inverse) in inverse_sums.iter().enumerate().take(rows) {
-                let sums = &mut buffers.sums.as_f32_mut()[r * columns..][..columns];
+                let sums = &mut buffers.sums[r * columns..][..columns];
+                let mut result = [0.0f32; MOST_COLUMNS];
                 for lane in (0..columns).step_by(I::LANES) {
-                    // SAFETY: the vector lies within `sums`.
+                    // SAFETY: the vector lies within `sums` and `result`.
                     unsafe {
-                        let place = sums.as_mut_ptr().add(lane);
-                        isa.store(place, isa.mul(isa.load(place), isa.splat(*inverse)));
+                        let sums = D::to_f32(isa, sums.as_ptr().add(lane));
+                        let value = isa.mul(sums, isa.splat(*inverse));
+                        isa.store(result.as_mut_ptr().add(lane), value);
                     }
                 }
                 let row = part.start + self.first + r;
                 let at = (row * count + part.head) * width + panel * columns;
                 // SAFETY: the values lie in a row of the strip, in this head's columns.
                 unsafe {
-                    std::ptr::copy_nonoverlapping(sums.as_ptr(), out.pointer().add(at), wide);
+                    std::ptr::copy_nonoverlapping(result.as_ptr(), out.pointer().add(at), wide);
                 }
             }
         }
     }
-}
-
-/// A number format of attention: how exponentials are computed before they are rounded to it.
-trait Probabilities<I: Isa> {
-    /// Returns the factor for a score's distance to the largest score, given the factor for scores.
-    fn exponent_scale(scale: f32) -> f32;
-    /// Returns the exponential of a scaled distance.
-    fn exponential(isa: I, distance: I::F) -> I::F;
-}
-
-impl<I: Isa> Probabilities<I> for F32 {
-    #[inline(always)]
-    fn exponent_scale(scale: f32) -> f32 {
-        scale
-    }
-    #[inline(always)]
-    fn exponential(isa: I, distance: I::F) -> I::F {
-        exp(isa, distance)
-    }
-}
-
-impl<I: Isa> Probabilities<I> for Bf16 {
-    #[inline(always)]
-    fn exponent_scale(scale: f32) -> f32 {
-        scale * std::f32::consts::LOG2_E
-    }
-    #[inline(always)]
-    fn exponential(isa: I, distance: I::F) -> I::F {
-        rough_exp2(isa, distance)
-    }
-}
-
-/// The scores of one query, which are stored panel by panel.
-#[derive(Clone, Copy)]
-struct Scores {
-    /// Pointer to the scores of the first panel.
-    first: *const f32,
-    /// Number of values from the scores of one panel to those of the next.
-    stride: usize,
-    tokens: usize,
-    scale: f32,
 }
 
 /// Writes `e^(scale (score - largest))` for each score of one row, as groups of the format. In bf16, the exponentials are
@@ -283,9 +248,10 @@ struct Scores {
 /// The scores are valid for `tokens` reads, rounded up to whole panels, and `to` is valid for writing the groups of
 /// that number of values.
 #[inline(always)]
-unsafe fn softmax<I: Isa, D: ConvertPair<I> + Probabilities<I>>(
+unsafe fn softmax<I: Isa, D: AttentionFormat<I>>(
     isa: I,
     scores: Scores,
+    of: HeadMemory<'_>,
     to: *mut u32,
     stride: usize,
 ) -> f32 {
@@ -299,25 +265,27 @@ unsafe fn softmax<I: Isa, D: ConvertPair<I> + Probabilities<I>>(
         let last_scores = scores.first.add((panels - 1) * scores.stride);
         std::ptr::copy_nonoverlapping(last_scores, last.as_mut_ptr(), in_last);
         // The closure handles only pointers: a closure over vectors would not be compiled for the level's instructions.
-        let of = |panel: usize| {
+        let panel_at = |panel: usize| {
             let is_last = panel + 1 == panels;
             if is_last { last.as_ptr() } else { scores.first.add(panel * scores.stride) }
         };
         let (mut first, mut second) = (isa.splat(f32::NEG_INFINITY), isa.splat(f32::NEG_INFINITY));
         for panel in 0..panels {
-            first = isa.max(first, isa.load(of(panel)));
-            second = isa.max(second, isa.load(of(panel).add(I::LANES)));
+            first = isa.max(first, isa.load(panel_at(panel)));
+            second = isa.max(second, isa.load(panel_at(panel).add(I::LANES)));
         }
         let scale = isa.splat(D::exponent_scale(scores.scale));
         let largest = isa.splat(isa.largest(isa.max(first, second)));
         let mut sums = [isa.splat(0.0); 2];
         for panel in 0..panels {
             // Subtract before scaling, so that the exponent is never above 0, however large the scores are.
-            let first = isa.mul(isa.sub(isa.load(of(panel)), largest), scale);
-            let second = isa.mul(isa.sub(isa.load(of(panel).add(I::LANES)), largest), scale);
-            let pair = [D::exponential(isa, first), D::exponential(isa, second)];
-            sums = [isa.add(sums[0], pair[0]), isa.add(sums[1], pair[1])];
-            D::pair(isa, pair, to, stride, panel);
+            let first = isa.mul(isa.sub(isa.load(panel_at(panel)), largest), scale);
+            let second = isa.mul(isa.sub(isa.load(panel_at(panel).add(I::LANES)), largest), scale);
+            let pair = [D::probability(isa, first), D::probability(isa, second)];
+            let token = panel * columns;
+            sums[0] = D::add(isa, sums[0], pair[0], of, token);
+            sums[1] = D::add(isa, sums[1], pair[1], of, token + I::LANES);
+            D::write_pair(isa, pair, to, stride, panel);
         }
         isa.sum(isa.add(sums[0], sums[1]))
     }

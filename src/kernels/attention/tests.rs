@@ -7,6 +7,8 @@ use super::super::rows::Rows;
 use super::super::testing::{assert_all_close, levels, values};
 use super::{AttentionRun, CausalRun, Heads, PackedKv, Shape, attend, attend_causally};
 
+const FORMATS: [Format; 3] = [Format::F32, Format::Bf16, Format::Int8];
+
 /// Queries, keys and values of one sequence as columns of one matrix, as the packed qkv product writes them.
 struct Sequence {
     qkv: Vec<f32>,
@@ -25,15 +27,15 @@ impl Sequence {
     }
 
     fn packed(&self, format: Format, context: &mut KernelContext) -> PackedKv {
-        let mut memory = PackedKv::new(format, self.heads);
-        memory.pack(context, self.heads, self.part(1), self.part(2));
+        let mut memory = PackedKv::new();
+        memory.pack(context, format, self.heads, self.part(1), self.part(2));
         memory
     }
 }
 
 /// Slow reference: computes `softmax(q k^T / sqrt(d)) v` for every row, over the first `visible(row)` keys, with
 /// operands rounded to the format. Returns, for each value of the result, a pair: the value itself, and the largest
-/// magnitude in the column of `v` from which the value was computed.
+/// magnitude in the column of `v` from which the value was computed; in 8 bits, in all columns of the head.
 fn reference(
     format: Format,
     queries: Rows<'_>,
@@ -65,7 +67,14 @@ fn reference(
                     |token: usize| kept(memory.part(2).part(token, head * width + column, 1)[0]);
                 let dot: f64 =
                     exponentials.iter().enumerate().map(|(token, e)| e * value(token)).sum();
-                let magnitude = (0..visible(row)).map(|t| value(t).abs()).fold(0.0, f64::max);
+                let magnitude = if format == Format::Int8 {
+                    // A value's scale is that of its largest column.
+                    let values = |token| memory.part(2).part(token, head * width, width).iter();
+                    let all = (0..visible(row)).flat_map(values);
+                    all.map(|x| f64::from(x.abs())).fold(0.0, f64::max)
+                } else {
+                    (0..visible(row)).map(|t| value(t).abs()).fold(0.0, f64::max)
+                };
                 out.push((dot / sum, magnitude));
             }
         }
@@ -77,8 +86,10 @@ fn reference(
 /// each probability by at most one part in 256.
 fn tolerance(format: Format) -> f64 {
     match format {
-        Format::F32 | Format::Int8 => 2e-6,
+        Format::F32 => 2e-6,
         Format::Bf16 => 1.0 / 256.0,
+        // Rounding changes a query, a key, a probability and a value by up to one part in 254 of the largest one.
+        Format::Int8 => 1.0 / 64.0,
     }
 }
 
@@ -88,7 +99,7 @@ fn attention_equals_the_slow_twin_around_the_edges_of_tiles_and_panels() {
     for level in levels() {
         let Shape { rows, columns, .. } = Shape::of(level);
         let sizes: &[usize] = if level.is_emulated() { &[1, 33] } else { &[1, 2, 15, 577] };
-        for format in [Format::F32, Format::Bf16] {
+        for format in FORMATS {
             for &tokens in sizes.iter().chain(&[columns - 1, columns, columns + 1]) {
                 for (count, width) in [(1, 64), (3, 8), (2, 40)] {
                     let memory = Sequence::new(Heads { count, width }, tokens, 1);
@@ -118,16 +129,44 @@ fn attention_equals_the_slow_twin_around_the_edges_of_tiles_and_panels() {
 }
 
 #[test]
+fn a_common_part_of_8_bit_keys_costs_no_precision_and_values_of_zeros_count() {
+    let heads = Heads { count: 2, width: 32 };
+    let mut failures = Vec::new();
+    for level in levels() {
+        let mut memory = Sequence::new(heads, 70, 11);
+        for (token, row) in memory.qkv.chunks_mut(3 * 64).enumerate() {
+            let (keys, values) = row[64..].split_at_mut(64);
+            for key in keys {
+                *key += 50.0;
+            }
+            if token % 3 == 0 {
+                values.fill(0.0);
+            }
+        }
+        let asking = Sequence::new(heads, 5, 12);
+        let mut context = KernelContext::new(level, 2);
+        let packed = memory.packed(Format::Int8, &mut context);
+        let mut out = vec![f32::NAN; 5 * 64];
+        let run = AttentionRun { queries: asking.part(0), memory: &packed, scale: heads.scale() };
+        attend(&mut context, &[run], &mut out);
+        let expected = reference(Format::Int8, asking.part(0), &memory, |_| 70);
+        let what = format!("{level}");
+        failures.extend(assert_all_close(&what, &out, &expected, tolerance(Format::Int8)).err());
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
+}
+
+#[test]
 fn a_memory_used_again_for_fewer_tokens_keeps_nothing_of_the_old() {
     let heads = Heads { count: 2, width: 24 };
     for level in levels() {
-        for format in [Format::F32, Format::Bf16] {
+        for format in FORMATS {
             let mut context = KernelContext::new(level, 1);
             let mut old = Sequence::new(heads, 70, 3);
             old.qkv.fill(f32::NAN);
             let new = Sequence::new(heads, 13, 4);
             let mut used = old.packed(format, &mut context);
-            used.pack(&mut context, heads, new.part(1), new.part(2));
+            used.pack(&mut context, format, heads, new.part(1), new.part(2));
             let fresh = new.packed(format, &mut context);
             let mut attended = |memory: &PackedKv| {
                 let mut out = vec![0.0; 13 * 48];
@@ -147,11 +186,11 @@ fn a_memory_used_again_for_fewer_tokens_keeps_nothing_of_the_old() {
 fn a_memory_packed_again_at_another_level_is_of_that_level() {
     let heads = Heads { count: 2, width: 24 };
     let sequence = Sequence::new(heads, 40, 10);
-    for format in [Format::F32, Format::Bf16] {
+    for format in FORMATS {
         let mut used = sequence.packed(format, &mut KernelContext::new(Level::Portable, 1));
         for level in levels() {
             let mut context = KernelContext::new(level, 1);
-            used.pack(&mut context, heads, sequence.part(1), sequence.part(2));
+            used.pack(&mut context, format, heads, sequence.part(1), sequence.part(2));
             let fresh = sequence.packed(format, &mut context);
             let mut attended = |memory: &PackedKv| {
                 let mut out = vec![0.0; 40 * 48];
@@ -169,7 +208,7 @@ fn a_query_has_the_same_bits_alone_and_in_any_company() {
     let heads = Heads { count: 2, width: 64 };
     let (first, second) = (Sequence::new(heads, 50, 5), Sequence::new(heads, 37, 6));
     for level in levels() {
-        for format in [Format::F32, Format::Bf16] {
+        for format in FORMATS {
             let mut context = KernelContext::new(level, 3);
             let memories = [&first, &second].map(|sequence| sequence.packed(format, &mut context));
             let mut attended = |runs: &[AttentionRun<'_>], rows: usize| {
@@ -203,7 +242,7 @@ fn a_row_of_what_is_not_a_number_comes_out_so_and_spoils_no_other() {
     let heads = Heads { count: 2, width: 16 };
     let memory = Sequence::new(heads, 40, 7);
     for level in levels() {
-        for format in [Format::F32, Format::Bf16] {
+        for format in FORMATS {
             let mut asking = Sequence::new(heads, 5, 8);
             asking.qkv[3 * 96..][..32].fill(f32::NAN);
             let mut context = KernelContext::new(level, 1);

@@ -45,11 +45,11 @@ impl CpuOps {
         let heads = Heads { count: heads, width: width / heads };
         self.act(qkv.rows(), width, |Workspace { context, memories }, out| {
             let missing = lengths.len().saturating_sub(memories.len());
-            let memory = || PackedKv::new(self.attention_format(), heads);
-            memories.extend(std::iter::repeat_with(memory).take(missing));
+            memories.extend(std::iter::repeat_with(PackedKv::new).take(missing));
             for ((memory, start), &rows) in memories.iter_mut().zip(starts(lengths)).zip(lengths) {
                 memory.pack(
                     context,
+                    self.self_attention_format(rows),
                     heads,
                     columns(qkv, 1, 3, start, rows),
                     columns(qkv, 2, 3, start, rows),
@@ -118,10 +118,11 @@ impl CpuOps {
         let projected = self.linear(memory, weights, Epilogue::None)?;
         let rows = projected.rows();
         let heads = Heads { count: heads, width: projected.width() / 2 / heads };
-        let mut packed = PackedKv::new(self.attention_format(), heads);
+        let mut packed = PackedKv::new();
+        let format = self.attention_format();
         let (keys, values) =
             (columns(&projected, 0, 2, 0, rows), columns(&projected, 1, 2, 0, rows));
-        packed.pack(&mut self.workspace().context, heads, keys, values);
+        packed.pack(&mut self.workspace().context, format, heads, keys, values);
         Ok(CpuKvCache::PackedKv(Arc::new(packed)))
     }
 

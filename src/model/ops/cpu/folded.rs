@@ -92,8 +92,9 @@ impl CpuOps {
         let features = memory.packed(|| {
             let heads = Heads { count: 1, width: memory.width() };
             let rows = Rows::of(memory.values(), memory.width());
-            let mut packed = PackedKv::new(self.attention_format(), heads);
-            packed.pack(&mut self.workspace().context, heads, rows, rows);
+            let mut packed = PackedKv::new();
+            let format = self.attention_format();
+            packed.pack(&mut self.workspace().context, format, heads, rows, rows);
             packed
         });
         CpuKvCache::Folded(AbsorbedKv { features, weights: Arc::clone(weights) })

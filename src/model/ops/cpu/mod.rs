@@ -3,8 +3,9 @@
 //!
 //! Activations are always f32. When a matrix product packs its input rows, it rounds them to the format of the weights.
 //! It sums in f32 or, for 8-bit weights, in exact integers. Softmax, layer norm, GELU and the residual stream are f32
-//! in every format. Where 8 bits are not accurate enough, models with 8-bit weights use bf16: in attention, in the
-//! patch embedding, and in layers with fewer than 64 columns (the matching head).
+//! in every format. Where 8 bits are not accurate enough or gain nothing, models with 8-bit weights use bf16: in the patch
+//! embedding, in cross-attention, in self-attention of fewer than 64 tokens, and in layers with fewer than 64 columns (the
+//! matching head).
 //!
 //! This file implements [`Ops`]. It loads weights, computes linear layers, layer norms, token embeddings and copies of
 //! rows, and delegates attention and the patch embedding to the modules below.
@@ -51,6 +52,10 @@ use crate::task::Pixels;
 /// Minimum number of output columns of a layer whose weights are quantised to 8 bits. Layers with fewer columns gain
 /// nothing from quantisation, and errors in their output affect the answer directly.
 const FEW_COLUMNS: usize = 64;
+
+/// Minimum number of tokens of a sequence whose self-attention runs in 8 bits in models with 8-bit weights: images, but
+/// not short texts, which would gain nothing.
+const MANY_TOKENS: usize = 64;
 
 /// Maximum size in bytes of a layer's widest activations in one pass, so that they stay in the third-level cache
 /// together with the weights. In a base-size model, they take 7 MB per image. Eight images in one pass take 2.5 %
@@ -115,6 +120,13 @@ impl CpuOps {
     /// Returns the format of attention and of the other parts for which 8 bits are not accurate enough.
     fn attention_format(&self) -> Format {
         if self.format == Format::Int8 { Format::Bf16 } else { self.format }
+    }
+
+    /// Returns the format of bidirectional self-attention over a sequence of `tokens` tokens. It depends only on the
+    /// sequence, so the bits of a result do not depend on its batch neighbours.
+    fn self_attention_format(&self, tokens: usize) -> Format {
+        let is_8_bit = self.format == Format::Int8 && tokens >= MANY_TOKENS;
+        if is_8_bit { Format::Int8 } else { self.attention_format() }
     }
 
     fn pack(

@@ -9,7 +9,6 @@ it answers `{"caption": ..., "token_count": 20}`.
 
 import argparse
 import base64
-import io
 import os
 import signal
 from pathlib import Path
@@ -17,14 +16,11 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import litserve
-import torch
-import transformers
+from perf.captioner import Captioner, decoded
 from PIL import Image
-from transformers import BertTokenizerFast, BlipForConditionalGeneration, BlipImageProcessor
 
-TOKENS = 20
-BATCH_TIMEOUT = 0.05  # seconds that the first request of a batch waits for company
-TIMEOUT = 300  # seconds; a request of a full house must not be refused
+BATCH_TIMEOUT = 0.05  # seconds that the first request of a batch waits for others
+TIMEOUT = 300  # seconds; no request may be refused, however many clients there are
 
 
 class CaptionAPI(litserve.LitAPI):
@@ -36,18 +32,14 @@ class CaptionAPI(litserve.LitAPI):
 
     def setup(self, device: str) -> None:
         """Loads in the worker's process and warms up."""
-        torch.set_num_threads(self.threads)
-        transformers.logging.set_verbosity_error()
-        self.model = BlipForConditionalGeneration.from_pretrained(self.checkpoint, dtype=torch.bfloat16).eval()
-        self.processor = BlipImageProcessor.from_pretrained(self.checkpoint)
-        self.tokenizer = BertTokenizerFast.from_pretrained(self.checkpoint)
-        self.predict([Image.new("RGB", (640, 480))] * self.max_batch_size)
+        self.captioner = Captioner(self.checkpoint, self.threads)
+        self.captioner.warm_up(self.max_batch_size)
 
     def decode_request(self, request, **kwargs) -> Image.Image:
         """The picture. (LitServe passes the annotation of `request` on to FastAPI; without one it reads JSON or a form.)"""
         value = request.get("request") or request["image"]
         data = base64.b64decode(value) if isinstance(value, str) else value.file.read()
-        return Image.open(io.BytesIO(data)).convert("RGB")
+        return decoded(data)
 
     def batch(self, inputs: list) -> list:
         """A list as it is; `predict` makes the tensor."""
@@ -59,12 +51,7 @@ class CaptionAPI(litserve.LitAPI):
 
     def predict(self, x: object, **kwargs) -> object:
         """Captions of a list of pictures; of one alone where there are no batches."""
-        pictures = x if isinstance(x, list) else [x]
-        with torch.inference_mode():
-            pixels = self.processor(pictures, return_tensors="pt")["pixel_values"].to(torch.bfloat16)
-            ids = self.model.generate(pixels, max_new_tokens=TOKENS, do_sample=False)
-        found = [{"caption": text, "token_count": ids.shape[1] - 1} for text in self.tokenizer.batch_decode(ids[:, 1:], skip_special_tokens=True)]
-        return found if isinstance(x, list) else found[0]
+        return self.captioner.captions(x) if isinstance(x, list) else self.captioner.captions([x])[0]
 
     def encode_response(self, output: dict, **kwargs) -> dict:
         """JSON."""

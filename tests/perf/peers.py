@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Measures PyTorch, OpenVINO and our own engine on one checkpoint, alternating, in one run; README.md beside it says how.
+"""Measures PyTorch, OpenVINO, ONNX Runtime, zentorch and our own engine on one checkpoint, alternating, in one run; README.md beside it says how.
 
-Usage: peers.py --work DIR --bert DIR --photos DIR --server BINARY [--rounds 5] [--batches 1,8] [--tasks ...] [--engines ...] [--json FILE]
+Usage: peers.py --work DIR --bert DIR --photos DIR --server BINARY [--rounds 5] [--batches 1,8] [--tasks ...] [--engines ...] [--zentorch-python FILE] [--json FILE]
 """
 
 import argparse
@@ -13,20 +13,24 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from perf import machine, own, results
+from perf import checkpoint, machine, own, results
 from perf.child import Child
 
-PEERS = [
+DEFAULT_PEERS = [
     "torch-f32-sdpa", "torch-bf16-shipped", "torch-bf16-sdpa", "torch-bf16-sdpa-compiled", "openvino-f32", "openvino-bf16", "openvino-int8"
 ]  # fmt: skip
+ZENTORCH = "zentorch-bf16"
+# Only if named in --engines.
+FURTHER_PEERS = ["openvino-bf16-throughput", "openvino-int8-throughput", "onnxruntime-f32", "onnxruntime-int8-dynamic", ZENTORCH]
+PEERS = [*DEFAULT_PEERS, *FURTHER_PEERS]
 TASKS = ["vision", "caption"]
-DEFAULT = [*PEERS, "blip-server-bf16", "blip-server-f32", "blip-server-int8"]
+DEFAULT = [*DEFAULT_PEERS, "blip-server-bf16", "blip-server-f32", "blip-server-int8"]
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--work", type=Path, required=True, help="where the checkpoint and OpenVINO's models are made, and kept")
+    arguments.add_argument("--work", type=Path, required=True, help="where the checkpoint and the converted models are made, and kept")
     arguments.add_argument("--bert", type=Path, required=True, help="directory of bert-base-uncased's vocab.txt and tokenizer.json")
     arguments.add_argument("--photos", type=Path, required=True, help="directory of chelsea.png, coffee.png and rocket.jpg")
     arguments.add_argument("--server", type=Path, required=True, help="the blip-server binary")
@@ -36,11 +40,18 @@ def parse() -> argparse.Namespace:
     arguments.add_argument("--tasks", type=lambda v: v.split(","), default=TASKS)
     arguments.add_argument("--engines", type=lambda v: v.split(","), default=DEFAULT, help=f"of {','.join([*PEERS, *own.ENGINES])}")
     arguments.add_argument("--threads", type=int, default=2)
+    arguments.add_argument("--zentorch-python", type=Path, help=f"Python of a virtual environment with requirements-zentorch.txt; {ZENTORCH} needs it")
     arguments.add_argument("--json", type=Path, help="everything that was measured")
     args = arguments.parse_args()
     for name, known in (("tasks", TASKS), ("engines", [*PEERS, *own.ENGINES])):
         if unknown := set(getattr(args, name)) - set(known):
             arguments.error(f"--{name}: {sorted(unknown)} is not among {known}")
+    for engine in args.engines:
+        if engine.endswith("-throughput") and max(args.batches) == 1:
+            arguments.error(f"{engine} runs batches above 1 only; add one to --batches")
+    if ZENTORCH in args.engines and not args.zentorch_python:
+        print(f"{ZENTORCH} is skipped: it needs another version of torch; install requirements-zentorch.txt elsewhere and pass --zentorch-python", flush=True)
+        args.engines.remove(ZENTORCH)
     args.server = args.server.resolve()
     return args
 
@@ -51,35 +62,30 @@ def command(args: argparse.Namespace) -> str:
     return f"peers.py --work DIR --bert DIR --photos DIR --server blip-server --rounds {args.rounds} --runs {args.runs} {lists} --threads {args.threads}"
 
 
-def make_checkpoint(args: argparse.Namespace) -> Path:
-    """The base-size captioner with random weights that never stops; imported late, so that this process stays small."""
-    import subprocess
-
-    code = "import sys; from pathlib import Path; import perf; from full import weights; from perf.torch_engine import SPEC; weights.make(SPEC, Path(sys.argv[1]), Path(sys.argv[2]))"
-    subprocess.run([sys.executable, "-c", code, args.bert, args.work], cwd=Path(__file__).parent, check=True)
-    return args.work / "base-caption-varied"
-
-
 def start_peers(args: argparse.Namespace) -> dict[str, Child]:
     """Every peer in a process of its own, loaded one after another."""
     children = {}
     settings = ["--work", str(args.work), "--photos", str(args.photos), "--batches", ",".join(map(str, args.batches)), "--tasks", ",".join(args.tasks)]
     for engine in (e for e in args.engines if e in PEERS):
         print(f"loading {engine} ...", end=" ", flush=True)
-        children[engine] = Child(engine, settings, args.threads, args.work / f"{engine}.log")
+        python = args.zentorch_python.absolute() if engine == ZENTORCH else Path(sys.executable)
+        children[engine] = Child(engine, settings, args.threads, args.work / f"{engine}.log", python)
         children[engine].start()
         facts = children[engine].facts
-        print(f"{facts['load seconds']:.0f} s, {facts['peak GiB']:.1f} GiB at most, 1 - cosine to f32 {facts['hidden states, 1 - cosine to f32']:.1e}", flush=True)
+        distance = facts["hidden states, 1 - cosine to f32"]
+        print(f"{facts['load seconds']:.0f} s, {facts['peak GiB']:.1f} GiB at most, 1 - cosine to f32 {distance:.1e}", flush=True)
     return children
 
 
-def one_round(args: argparse.Namespace, number: int, turns: list[str], children: dict[str, Child], owns: dict[str, own.Own], measured: results.Measured) -> None:
+def one_round(
+    args: argparse.Namespace, number: int, turns: list[str], children: dict[str, Child], owns: dict[str, own.Own], measured: results.Measured
+) -> None:
     """Every engine once, in the order given."""
     for engine in turns:
         began = time.monotonic()
         if engine in children:
             child = children[engine]
-            seconds = {(task, batch): child.run(task, batch, args.runs) for task in child.tasks for batch in args.batches}
+            seconds = {(task, batch): child.run(task, batch, args.runs) for task in child.tasks for batch in child.batches}
         else:
             seconds = owns[engine].run(args.tasks, args.batches, args.runs)
         said = []
@@ -105,8 +111,8 @@ def main() -> int:
     """Loads all, measures in rounds, prints the tables."""
     args = parse()
     args.work.mkdir(parents=True, exist_ok=True)
-    checkpoint = make_checkpoint(args)
-    owns = {e: own.Own(e, args.server, checkpoint, args.work, args.threads) for e in args.engines if e in own.ENGINES}
+    model = checkpoint.make(args.bert, args.work)
+    owns = {e: own.Own(e, args.server, model, args.work, args.threads) for e in args.engines if e in own.ENGINES}
     measured: results.Measured = {engine: {} for engine in args.engines}
     children, others = {}, []
     try:
@@ -122,7 +128,8 @@ def main() -> int:
         for child in children.values():
             child.end()
     noise = f"Before the rounds others used {', '.join(f'{100 * share:.0f}' for share in others)} % of the cores."
-    print(f"\n{machine.line(found['machine'])}. {noise}\n\n{results.tables(found)}")
+    own_packages = [f" {name} ran with {machine.versions(child.facts['packages'])}." for name, child in children.items() if "packages" in child.facts]
+    print(f"\n{machine.line(found['machine'])}. {noise}{''.join(own_packages)}\n\n{results.tables(found)}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What peers.py, precision.py, roofline.py and litserve_server.py are made of."""
+"""What peers.py, precision.py, servers.py, the two Python servers and the charts are made of."""
 
 import sys
 from pathlib import Path

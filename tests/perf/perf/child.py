@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,20 +25,22 @@ class Child:
     arguments: list[str]
     threads: int
     log: Path
+    python: Path  # the interpreter, and with it the virtual environment
     tasks: list[str] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
     facts: dict = field(default_factory=dict)
 
     def start(self) -> None:
         """Returns when the engine is loaded and warm."""
         here, threads = Path(__file__).resolve().parents[1], str(self.threads)
         environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONPATH": str(here), "TOKENIZERS_PARALLELISM": "false"}
-        command = [sys.executable, "-m", "perf.worker", "--engine", self.engine, "--threads", threads, *self.arguments]
+        command = [str(self.python), "-m", "perf.worker", "--engine", self.engine, "--threads", threads, *self.arguments]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, preexec_fn=_end_with_parent
             )
         loaded = self._reply()
-        self.tasks, self.facts = loaded["tasks"], loaded["facts"]
+        self.tasks, self.batches, self.facts = loaded["tasks"], loaded["batches"], loaded["facts"]
         self.process.send_signal(signal.SIGSTOP)
 
     def run(self, task: str, batch: int, runs: int) -> list[float]:

@@ -8,7 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
-PACKAGES = ["torch", "transformers", "openvino", "nncf", "litserve", "numpy", "pillow"]
+PACKAGES = ["torch", "transformers", "openvino", "nncf", "onnxruntime", "litserve", "fastapi", "uvicorn", "numpy", "pillow"]
 # Of the CPU's flags those that decide which kernels run.
 FLAGS = ["avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8"]
 
@@ -33,11 +33,15 @@ def server_version(server: Path) -> str:
 
 def line(machine: dict) -> str:
     """The machine in a line."""
-    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     return (
         f"{machine['date']}: {machine['cpu']}, {machine['cores']} cores ({', '.join(machine['flags'])}), {machine['memory_gib']} GiB, "
-        f"{machine['threads']} threads; {machine['server']}; Python {machine['python']}, {packages}"
+        f"{machine['threads']} threads; {machine['server']}; Python {machine['python']}, {versions(machine['packages'])}"
     )
+
+
+def versions(packages: dict[str, str]) -> str:
+    """`torch 2.15.0, numpy 2.4.6`."""
+    return ", ".join(f"{name} {version}" for name, version in packages.items())
 
 
 def busy(seconds: float = 2.0) -> float:

@@ -52,6 +52,17 @@ def patch_attention(model: torch.nn.Module) -> None:
             module.forward = types.MethodType(_text_attention, module)
 
 
+class Tower(torch.nn.Module):
+    """The vision tower with one tensor as input and one as output, for converters: pixels to the last hidden state."""
+
+    def __init__(self, tower: torch.nn.Module) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.tower(pixels).last_hidden_state
+
+
 def reference(root: Path, pixels: torch.Tensor) -> tuple[torch.nn.Module, torch.Tensor]:
     """The model as transformers reads it, in f32, and its hidden states, which every engine has to reproduce."""
     model, _ = weights.read(SPEC, root)
@@ -62,6 +73,7 @@ class TorchEngine:
     """`torch-f32-sdpa`, `torch-bf16-shipped`, `torch-bf16-sdpa`, `torch-bf16-sdpa-compiled`."""
 
     tasks = ("vision", "caption")
+    least_batch = 1
 
     def __init__(self, name: str, model: torch.nn.Module) -> None:
         _, dtype, *features = name.split("-")

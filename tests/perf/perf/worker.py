@@ -39,12 +39,20 @@ def load(args: argparse.Namespace, pixels: torch.Tensor) -> tuple[object, torch.
         from .openvino_engine import OpenvinoEngine
 
         return OpenvinoEngine(args.engine, model, args.photos, args.work, args.threads, args.batches), expected
+    if args.engine.startswith("onnxruntime"):
+        from .onnxruntime_engine import OnnxruntimeEngine
+
+        return OnnxruntimeEngine(args.engine, model, args.work, args.threads, args.batches), expected
+    if args.engine.startswith("zentorch"):
+        from .zentorch_engine import ZentorchEngine
+
+        return ZentorchEngine(model), expected
     return torch_engine.TorchEngine(args.engine, model), expected
 
 
 def distance(engine: object, pixels: torch.Tensor, expected: torch.Tensor) -> float:
-    """1 - cosine of the hidden states, mean over the tokens: shows that the peer does the same work."""
-    actual = engine.vision(engine.inputs(pixels))
+    """1 - cosine of the hidden states, mean over the tokens: shows that the peer does the same work. Compares as many images as `expected` has."""
+    actual = engine.vision(engine.inputs(pixels))[: len(expected)]
     return 1 - torch.nn.functional.cosine_similarity(actual.double(), expected.double(), dim=-1).mean().item()
 
 
@@ -81,14 +89,15 @@ def main() -> None:
     first = pixels[: min(args.batches)]
     with torch.no_grad():
         engine, expected = load(args, first)
+    batches = [batch for batch in args.batches if batch >= engine.least_batch]
     with torch.inference_mode():
-        engine.facts["hidden states, 1 - cosine to f32"] = distance(engine, first, expected)
+        engine.facts["hidden states, 1 - cosine to f32"] = distance(engine, pixels[: min(batches)], expected)
         tasks = [t for t in args.tasks if t in engine.tasks]
         for task in tasks:
-            for batch in args.batches:
+            for batch in batches:
                 run(engine, pixels, {"task": task, "batch": batch, "runs": 0})
         engine.facts |= {"load seconds": time.monotonic() - began, "peak GiB": peak_gib()}
-        reply({"tasks": tasks, "facts": engine.facts})
+        reply({"tasks": tasks, "batches": batches, "facts": engine.facts})
         for line in sys.stdin:
             reply({"seconds": run(engine, pixels, json.loads(line))})
 

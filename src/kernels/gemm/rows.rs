@@ -177,7 +177,7 @@ impl Kernel for PackTile<'_> {
                     Format::F32 => row_to_groups::<I, F32>(isa, row, rows, to, ()),
                     Format::Bf16 => row_to_groups::<I, Bf16>(isa, row, rows, to, ()),
                     Format::Int8 => {
-                        let (scaling, inverse) = quantise(isa, row);
+                        let (scaling, inverse) = quantise(isa, row, index + 1 < rows);
                         *quantised.pointer().add(first + index) = scaling;
                         row_to_groups::<I, Int8>(
                             isa,
@@ -329,18 +329,19 @@ impl<I: Isa> Convert<I> for Int8 {
 }
 
 /// Chooses the quantization that maps the row's range, extended to include 0, to 0..=255. Returns the quantization and
-/// the inverse of its scale.
+/// the inverse of its scale. If another row follows in memory and is packed next (`has_next`), prefetches it.
 #[inline(always)]
 #[expect(unsafe_code, reason = "vectors of a slice")]
-fn quantise<I: Isa>(isa: I, row: &[f32]) -> (Quantised, f32) {
+fn quantise<I: Isa>(isa: I, row: &[f32], has_next: bool) -> (Quantised, f32) {
     let whole = row.len() / I::LANES * I::LANES;
     let (mut low, mut high) = (isa.splat(0.0), isa.splat(0.0));
     // `zeros` becomes NaN if a value is not finite, because zero times such a value is NaN. Minima and maxima alone
     // could lose a NaN.
     let mut zeros = isa.splat(0.0);
     for start in (0..whole).step_by(I::LANES) {
-        // The same place of the next row, which is packed next.
-        isa.prefetch(row.as_ptr().wrapping_add(start + row.len()).cast());
+        if has_next {
+            isa.prefetch(row.as_ptr().wrapping_add(start + row.len()).cast());
+        }
         // SAFETY: the vector lies within the row.
         let x = unsafe { isa.load(row.as_ptr().add(start)) };
         (low, high) = (isa.min(low, x), isa.max(high, x));

@@ -239,10 +239,10 @@ impl<'a> Strip<'a> {
     }
 }
 
-/// Writes `e^(scale (score - largest))` for each score of one row, as groups of the format. In bf16, the exponentials are
-/// those of [`rough_exp2`]. The row's cache lines start
-/// at `to` and are `stride` groups apart. Columns beyond the tokens get numbers close to zero. These do not change the
-/// result, because the packed `v` is padded with zeros. Returns the sum of the exponentials.
+/// Turns the scores of one row into probabilities that are not yet divided by their sum, `e^(scale (score - largest))`,
+/// and writes them as groups of the format. The row's cache lines start at `to` and are `stride` groups apart. Columns
+/// beyond the tokens get numbers close to zero. These do not change the result, because the packed `v` is padded with
+/// zeros. Returns the sum that results are divided by.
 ///
 /// # Safety
 /// The scores are valid for `tokens` reads, rounded up to whole panels, and `to` is valid for writing the groups of

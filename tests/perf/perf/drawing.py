@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
-WIDTH, LABEL, RIGHT, BAR, TOP = 900, 230, 195, 13, 74  # pixels; bars start at LABEL, and RIGHT is kept free for their values
+WIDTH, LABEL, RIGHT, BAR, TOP = 900, 262, 195, 13, 74  # pixels; bars start at LABEL, and RIGHT is kept free for their values
 HEADING = 56  # pixels above the first row of a panel
 # Colours of the page are repeated by a background of its own: a picture in a page follows the system's scheme, not the page's.
 STYLE = """

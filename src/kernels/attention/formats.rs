@@ -3,7 +3,7 @@
 
 #![expect(unsafe_code, reason = "groups and vectors by pointer")]
 
-use super::super::gemm::{Bf16, Convert, ConvertPair, Dot, F32, Int8, row_to_groups};
+use super::super::gemm::{Bf16, Convert, ConvertPair, Dot, F32, Int8, place, row_to_groups};
 use super::super::isa::{Isa, MOST_ROWS};
 use super::super::pointwise::{exp, rough_exp2};
 use super::PackedKv;
@@ -130,7 +130,6 @@ impl<I: Isa> AttentionFormat<I> for Int8 {
     #[inline(always)]
     unsafe fn pack_query(isa: I, query: &[f32], rows: usize, to: *mut u32) -> f32 {
         let scale = largest_magnitude(isa, query) / 127.0;
-        let scale = if query.iter().any(|x| x.is_nan()) { f32::NAN } else { scale };
         let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
         // SAFETY: this function's contract.
         unsafe { row_to_groups::<I, Self>(isa, query, rows, to, (inverse, ZERO_BYTE)) };
@@ -181,10 +180,9 @@ impl<I: Isa> AttentionFormat<I> for Int8 {
     unsafe fn write_pair(isa: I, pair: [I::F; 2], to: *mut u32, stride: usize, index: usize) {
         // Two vectors of bytes take half a vector of groups.
         let group = index * I::LANES / 2;
-        let line = super::super::aligned_buffer::LINE;
         // SAFETY: this function's contract; both vectors lie within one line.
         unsafe {
-            let to = to.add(group / line * stride + group % line).cast::<u8>();
+            let to = to.add(place(group, stride)).cast::<u8>();
             isa.store_bytes(to, pair[0]);
             isa.store_bytes(to.add(I::LANES), pair[1]);
         }

@@ -42,15 +42,8 @@ pub struct PackedKv {
 }
 
 impl Default for PackedKv {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl PackedKv {
     /// Creates a `PackedKv` without tokens.
-    #[must_use]
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self {
             level: Level::Portable,
             format: Format::F32,
@@ -61,7 +54,9 @@ impl PackedKv {
             scales: TokenScales::default(),
         }
     }
+}
 
+impl PackedKv {
     /// Replaces the contents with the keys and values `[tokens, heads x width]` of one sequence, for attention that runs
     /// in `format`.
     ///

@@ -27,7 +27,7 @@ impl Sequence {
     }
 
     fn packed(&self, format: Format, context: &mut KernelContext) -> PackedKv {
-        let mut memory = PackedKv::new();
+        let mut memory = PackedKv::default();
         memory.pack(context, format, self.heads, self.part(1), self.part(2));
         memory
     }

@@ -23,7 +23,7 @@ mod weights;
 pub use epilogue::Epilogue;
 pub use format::Format;
 pub(super) use format::{Bf16, Dot, F32, Int8, Shape};
-pub(super) use rows::{Convert, ConvertPair, row_to_groups};
+pub(super) use rows::{Convert, ConvertPair, place, row_to_groups};
 pub(super) use tile::{Prefetch, TileProduct, multiply};
 pub use weights::PackedWeights;
 

@@ -219,7 +219,7 @@ pub(in crate::kernels) trait ConvertPair<I: Isa>:
 
 /// Returns the offset of a group of a row whose cache lines are `stride` groups apart.
 #[inline(always)]
-fn place(group: usize, stride: usize) -> usize {
+pub(in crate::kernels) fn place(group: usize, stride: usize) -> usize {
     group / LINE * stride + group % LINE
 }
 

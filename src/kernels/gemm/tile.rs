@@ -115,8 +115,8 @@ impl Prefetch {
     /// No prefetch.
     pub(in crate::kernels) const NONE: Self = Self { from: std::ptr::null(), lines: 0 };
 
-    /// Prefetches a panel that is read from front to back, only once, so that it stays ahead of the product of the
-    /// panel at `b`.
+    /// Prefetches 8 KB ahead of the product with the panel at `b`, for panels that are read one after the other, each
+    /// once.
     #[inline(always)]
     pub(in crate::kernels) fn stream<I: Isa>(b: *const u32) -> Self {
         Self { from: b.wrapping_add(STREAM_AHEAD), lines: I::LANES * I::VECTORS }

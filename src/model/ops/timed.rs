@@ -181,6 +181,18 @@ impl fmt::Display for WorkKind {
     }
 }
 
+/// Returns the number of rows if a [`WorkKind`] records it.
+fn many(rows: usize) -> Option<usize> {
+    Some(rows).filter(|&rows| rows >= MANY_ROWS)
+}
+
+impl<L> TimedLinear<L> {
+    /// Returns the kind of a product of `rows` rows with this layer.
+    fn kind(&self, rows: usize) -> WorkKind {
+        WorkKind::Linear { input: self.input, output: self.output, rows: many(rows) }
+    }
+}
+
 /// Attaches the known number of rows to the result.
 fn with_rows<A>(
     rows: usize,
@@ -276,10 +288,8 @@ impl<O: Ops> Ops for Timed<O> {
             Epilogue::Activation(activation) => Epilogue::Activation(activation),
             Epilogue::Residual(residual) => Epilogue::Residual(&residual.values),
         };
-        let TimedLinear { weights, input, output } = weights;
-        let rows = Some(x.rows).filter(|&rows| rows >= MANY_ROWS);
-        let kind = WorkKind::Linear { input: *input, output: *output, rows };
-        with_rows(x.rows, self.time(kind, |ops| ops.linear(&x.values, weights, epilogue)))
+        let kind = weights.kind(x.rows);
+        with_rows(x.rows, self.time(kind, |ops| ops.linear(&x.values, &weights.weights, epilogue)))
     }
 
     fn normed_linear(
@@ -288,10 +298,9 @@ impl<O: Ops> Ops for Timed<O> {
         norm: &O::LayerNorm,
         weights: &Self::Linear,
     ) -> Result<Self::Act, BackendError> {
-        let TimedLinear { weights, input, output } = weights;
-        let rows = Some(x.rows).filter(|&rows| rows >= MANY_ROWS);
-        let kind = WorkKind::Linear { input: *input, output: *output, rows };
-        with_rows(x.rows, self.time(kind, |ops| ops.normed_linear(&x.values, norm, weights)))
+        let kind = weights.kind(x.rows);
+        let call = |ops: &O| ops.normed_linear(&x.values, norm, &weights.weights);
+        with_rows(x.rows, self.time(kind, call))
     }
 
     fn feed_forward(
@@ -302,8 +311,7 @@ impl<O: Ops> Ops for Timed<O> {
     ) -> Result<Self::Act, BackendError> {
         let FeedForward { inner: TimedLinear { weights: inner, input, output }, activation, outer } =
             layers;
-        let rows = Some(x.rows).filter(|&rows| rows >= MANY_ROWS);
-        let kind = WorkKind::FeedForward { width: *input, inner: *output, rows };
+        let kind = WorkKind::FeedForward { width: *input, inner: *output, rows: many(x.rows) };
         let layers = FeedForward { inner, activation, outer: &outer.weights };
         with_rows(x.rows, self.time(kind, |ops| ops.feed_forward(&x.values, norm, layers)))
     }

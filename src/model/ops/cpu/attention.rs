@@ -45,7 +45,7 @@ impl CpuOps {
         let heads = Heads { count: heads, width: width / heads };
         self.act(qkv.rows(), width, |Workspace { context, memories }, out| {
             let missing = lengths.len().saturating_sub(memories.len());
-            memories.extend(std::iter::repeat_with(PackedKv::new).take(missing));
+            memories.extend(std::iter::repeat_with(PackedKv::default).take(missing));
             for ((memory, start), &rows) in memories.iter_mut().zip(starts(lengths)).zip(lengths) {
                 memory.pack(
                     context,
@@ -118,7 +118,7 @@ impl CpuOps {
         let projected = self.linear(memory, weights, Epilogue::None)?;
         let rows = projected.rows();
         let heads = Heads { count: heads, width: projected.width() / 2 / heads };
-        let mut packed = PackedKv::new();
+        let mut packed = PackedKv::default();
         let format = self.attention_format();
         let (keys, values) =
             (columns(&projected, 0, 2, 0, rows), columns(&projected, 1, 2, 0, rows));

@@ -92,7 +92,7 @@ impl CpuOps {
         let features = memory.packed(|| {
             let heads = Heads { count: 1, width: memory.width() };
             let rows = Rows::of(memory.values(), memory.width());
-            let mut packed = PackedKv::new();
+            let mut packed = PackedKv::default();
             let format = self.attention_format();
             packed.pack(&mut self.workspace().context, format, heads, rows, rows);
             packed

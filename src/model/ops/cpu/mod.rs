@@ -68,7 +68,8 @@ pub struct CpuOps {
     level: Level,
     format: Format,
     arena: Arc<Arena>,
-    /// Only one thread calls the operations, so the lock is never contended.
+    /// Only one thread calls the operations, so the lock is never contended. Boxed, because the operations are moved when
+    /// models are loaded.
     workspace: Box<Mutex<Workspace>>,
 }
 

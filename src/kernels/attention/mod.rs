@@ -5,6 +5,7 @@
 //!   head: `k` as weights `[tokens, d]`, `v^T` as weights `[d, tokens]`. [`attend`] processes the queries in strips
 //!   that have the height of a tile (`strips`): the scores, the softmax and the weighted sum of a strip stay in the
 //!   cache.
+//! - A matrix that is both the keys and the values is stored once (`shared`), and its products have kernels of their own.
 //! - `formats` has what differs between f32, bf16 and 8-bit integers; `bytes` packs keys and values in 8-bit integers.
 //! - [`attend_causally`] (`causal`) computes causal attention for the few rows of text generation, as dot products over
 //!   rows of f32.
@@ -16,6 +17,7 @@ mod bytes;
 mod causal;
 mod formats;
 mod packed_kv;
+mod shared;
 mod strips;
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,7 @@ use super::super::gemm::{Bf16, Convert, F32, Format, Shape};
 use super::super::isa::{Isa, Kernel, Level, MOST_COLUMNS};
 use super::super::rows::Rows;
 use super::bytes::{PackBytes, TokenScales, centre};
+use super::shared::{self, PackShared};
 
 /// Number of attention heads, and their width.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +34,9 @@ pub struct PackedKv {
     pub(super) format: Format,
     pub(super) heads: Heads,
     pub(super) tokens: usize,
+    /// True if `keys` holds a matrix that is both the keys and the values, packed as `shared` describes, and `values` is
+    /// empty.
+    pub(super) is_shared: bool,
     /// `[heads][panels of tokens][groups of d][columns]`.
     pub(super) keys: AlignedBuffer,
     /// `[heads][panels of d][groups of tokens][columns]`.
@@ -49,6 +53,7 @@ impl Default for PackedKv {
             format: Format::F32,
             heads: Heads { count: 0, width: 0 },
             tokens: 0,
+            is_shared: false,
             keys: AlignedBuffer::default(),
             values: AlignedBuffer::default(),
             scales: TokenScales::default(),
@@ -72,7 +77,7 @@ impl PackedKv {
     ) {
         assert_eq!(keys.rows, values.rows, "a token has a key and a value");
         (self.level, self.format) = (context.level, format);
-        (self.heads, self.tokens) = (heads, keys.rows);
+        (self.heads, self.tokens, self.is_shared) = (heads, keys.rows, false);
         let level = self.level;
         let (key_size, value_size) = sizes(level, format, heads, keys.rows);
         // Columns of `keys` beyond the tokens, and columns of `values` beyond the width, may keep old contents; no
@@ -103,19 +108,67 @@ impl PackedKv {
         });
     }
 
+    /// Replaces the contents with `width` columns of a matrix that is both the keys and the values of one head. The
+    /// matrix is stored once, except in 8-bit integers, in bf16 at levels with a matrix unit, and at the portable level.
+    pub fn pack_shared(
+        &mut self,
+        context: &mut KernelContext,
+        format: Format,
+        matrix: Rows<'_>,
+        width: usize,
+    ) {
+        if shared::is_stored_once(context.level, format) {
+            self.pack_once(context, format, matrix, width);
+        } else {
+            self.pack(context, format, Heads { count: 1, width }, matrix, matrix);
+        }
+    }
+
+    /// Like [`PackedKv::pack_shared`], but stores the matrix once at every level.
+    ///
+    /// # Panics
+    /// When the format is that of 8-bit integers.
+    pub(super) fn pack_once(
+        &mut self,
+        context: &mut KernelContext,
+        format: Format,
+        matrix: Rows<'_>,
+        width: usize,
+    ) {
+        assert_ne!(format, Format::Int8, "8-bit keys and values are rounded differently");
+        let level = context.level;
+        (self.level, self.format) = (level, format);
+        (self.heads, self.tokens) = (Heads { count: 1, width }, matrix.rows);
+        self.is_shared = true;
+        self.keys.resize(shared::size(level, format, width, matrix.rows));
+        self.values.resize(0);
+        let to = DisjointMutPtr(self.keys.as_mut_ptr());
+        context.pool.run(matrix.rows.div_ceil(SHARED_TOKENS), &|part| {
+            let first = part * SHARED_TOKENS;
+            let last = (first + SHARED_TOKENS).min(matrix.rows);
+            level.run(PackShared { format, matrix, width, first, last, to });
+        });
+    }
+
     /// Returns the number and width of the heads.
     #[must_use]
     pub fn heads(&self) -> Heads {
         self.heads
     }
 
-    /// Returns the number of bytes that the packed keys and values of these dimensions take.
+    /// Returns the number of bytes that [`PackedKv::pack_shared`] needs for a matrix of these dimensions.
     #[must_use]
-    pub fn bytes_of(level: Level, format: Format, heads: Heads, tokens: usize) -> usize {
-        let (keys, values) = sizes(level, format, heads, tokens);
-        4 * heads.count * (keys + values)
+    pub fn shared_bytes(level: Level, format: Format, width: usize, tokens: usize) -> usize {
+        if shared::is_stored_once(level, format) {
+            return 4 * shared::size(level, format, width, tokens);
+        }
+        let (keys, values) = sizes(level, format, Heads { count: 1, width }, tokens);
+        4 * (keys + values)
     }
 }
+
+/// Number of tokens of a shared matrix that one part of a job packs.
+const SHARED_TOKENS: usize = 32;
 
 /// Returns the sizes of one head's packed keys and of its packed values, in groups of four bytes.
 fn sizes(level: Level, format: Format, heads: Heads, tokens: usize) -> (usize, usize) {

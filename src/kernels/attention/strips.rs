@@ -10,6 +10,7 @@ use super::super::disjoint::DisjointMutPtr;
 use super::super::gemm::{Bf16, F32, Format, Int8, Prefetch, TileProduct, multiply};
 use super::super::isa::{Isa, Kernel, MOST_COLUMNS, MOST_ROWS};
 use super::formats::{AttentionFormat, HeadMemory, QueryFactors, Scores};
+use super::shared::{self, SharedFormat, SharedScores, SharedSums};
 use super::{AttentionRun, HeadQueries, Heads};
 
 /// Scratch buffers of one strip.
@@ -42,18 +43,22 @@ impl Kernel for Strips<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        match self.run.memory.format {
-            Format::Bf16 => self.run_in::<I, Bf16>(isa),
-            Format::F32 => self.run_in::<I, F32>(isa),
-            Format::Int8 => self.run_in::<I, Int8>(isa),
+        let memory = self.run.memory;
+        match (memory.format, memory.is_shared) {
+            (Format::Bf16, false) => self.run_in::<I, Bf16, Separate>(isa),
+            (Format::Bf16, true) => self.run_in::<I, Bf16, Shared>(isa),
+            (Format::F32, false) => self.run_in::<I, F32, Separate>(isa),
+            (Format::F32, true) => self.run_in::<I, F32, Shared>(isa),
+            (Format::Int8, false) => self.run_in::<I, Int8, Separate>(isa),
+            (Format::Int8, true) => unreachable!("8-bit keys and values are separate"),
         }
     }
 }
 
 impl Strips<'_> {
-    /// Computes attention for the queries, with operands in the format `D`.
+    /// Computes attention for the queries, with operands in the format `D` and a memory of the layout `L`.
     #[inline(always)]
-    fn run_in<I: Isa, D: AttentionFormat<I>>(self, isa: I) {
+    fn run_in<I: Isa, D: AttentionFormat<I>, L: Layout<I, D>>(self, isa: I) {
         let Self { run, part, buffers, out } = self;
         for first in (part.first..part.last).step_by(I::ROWS) {
             let rows = I::ROWS.min(part.last - first);
@@ -62,9 +67,9 @@ impl Strips<'_> {
             // SAFETY: the buffers were made large enough for the strip. Only this part writes its rows of the result in
             // this head's columns.
             unsafe {
-                let factors = strip.compute_scores::<I, D>(isa, buffers);
+                let factors = strip.compute_scores::<I, D, L>(isa, buffers);
                 let inverse_sums = strip.compute_probabilities::<I, D>(isa, buffers, &factors);
-                strip.add_values::<I, D>(isa, buffers, &inverse_sums, out);
+                strip.add_values::<I, D, L>(isa, buffers, &inverse_sums, out);
             }
         }
     }
@@ -118,36 +123,22 @@ impl<'a> Strip<'a> {
     /// # Safety
     /// The buffers have been resized for this strip.
     #[inline(always)]
-    unsafe fn compute_scores<I: Isa, D: AttentionFormat<I>>(
+    unsafe fn compute_scores<I: Isa, D: AttentionFormat<I>, L: Layout<I, D>>(
         self,
         isa: I,
         buffers: &mut StripBuffers,
     ) -> QueryFactors {
-        let Self { run: AttentionRun { queries, memory, .. }, part, rows, panels, .. } = self;
+        let Self { run: AttentionRun { queries, memory, .. }, part, rows, .. } = self;
         let mut factors = [1.0; MOST_ROWS];
-        let (columns, width) = (I::LANES * I::VECTORS, memory.heads.width);
-        let panel_groups = self.key_groups * columns;
-        let keys = &memory.keys[part.head * panels * panel_groups..];
-        // SAFETY: this function's contract; a panel's offset lies within the head's panels.
+        let width = memory.heads.width;
+        // SAFETY: this function's contract.
         unsafe {
             for (r, factor) in factors.iter_mut().enumerate().take(rows) {
                 let query = queries.part(self.first + r, part.head * width, width);
                 let to = buffers.queries.as_mut_ptr().add(r * LINE);
                 *factor = D::pack_query(isa, query, rows, to);
             }
-            for panel in 0..panels {
-                let b = keys[panel * panel_groups..].as_ptr();
-                let product = TileProduct {
-                    rows,
-                    a: buffers.queries.as_ptr(),
-                    b,
-                    groups: self.key_groups,
-                    sums: buffers.scores.as_mut_ptr().add(panel * rows * columns),
-                    add: false,
-                    prefetch: Prefetch::stream::<I>(b),
-                };
-                multiply::<I, D>(isa, product);
-            }
+            L::multiply_keys(isa, self, buffers);
         }
         factors
     }
@@ -190,7 +181,7 @@ impl<'a> Strip<'a> {
     /// The buffers have been resized for this strip, and hold its probabilities. No other part writes the rows of the
     /// strip in this head's columns of `out`.
     #[inline(always)]
-    unsafe fn add_values<I: Isa, D: AttentionFormat<I>>(
+    unsafe fn add_values<I: Isa, D: AttentionFormat<I>, L: Layout<I, D>>(
         self,
         isa: I,
         buffers: &mut StripBuffers,
@@ -200,22 +191,9 @@ impl<'a> Strip<'a> {
         let Self { run: AttentionRun { memory, .. }, part, rows, .. } = self;
         let Heads { count, width } = memory.heads;
         let columns = I::LANES * I::VECTORS;
-        let panels = width.div_ceil(columns);
-        let panel_groups = self.token_groups * columns;
-        let values = &memory.values[part.head * panels * panel_groups..];
-        for panel in 0..panels {
-            let b = values[panel * panel_groups..].as_ptr();
-            let product = TileProduct {
-                rows,
-                a: buffers.probabilities.as_ptr(),
-                b,
-                groups: self.token_groups,
-                sums: buffers.sums.as_mut_ptr(),
-                add: false,
-                prefetch: Prefetch::stream::<I>(b),
-            };
-            // SAFETY: this function's contract; a panel's offset lies within the head's panels.
-            unsafe { multiply::<I, D>(isa, product) };
+        for panel in 0..width.div_ceil(columns) {
+            // SAFETY: this function's contract; the panel is one of the head's panels.
+            unsafe { L::multiply_values(isa, self, buffers, panel) };
             let wide = columns.min(width - panel * columns);
             for (r, inverse) in inverse_sums.iter().enumerate().take(rows) {
                 let sums = &mut buffers.sums[r * columns..][..columns];
@@ -236,6 +214,102 @@ impl<'a> Strip<'a> {
                 }
             }
         }
+    }
+}
+
+/// How keys and values are stored.
+trait Layout<I: Isa, D> {
+    /// Multiplies the strip's packed queries by the keys.
+    ///
+    /// # Safety
+    /// The buffers have been resized for the strip, and hold its queries.
+    unsafe fn multiply_keys(isa: I, strip: Strip<'_>, buffers: &mut StripBuffers);
+    /// Multiplies the strip's probabilities by a panel of the head's values. The result is in `sums`.
+    ///
+    /// # Safety
+    /// The buffers have been resized for the strip, and hold its probabilities. The head has this panel.
+    unsafe fn multiply_values(isa: I, strip: Strip<'_>, buffers: &mut StripBuffers, panel: usize);
+}
+
+/// Keys and values that are stored separately, as panels of the matrix product.
+struct Separate;
+
+impl<I: Isa, D: AttentionFormat<I>> Layout<I, D> for Separate {
+    #[inline(always)]
+    unsafe fn multiply_keys(isa: I, strip: Strip<'_>, buffers: &mut StripBuffers) {
+        let Strip { run, part, rows, panels, key_groups: groups, .. } = strip;
+        let columns = I::LANES * I::VECTORS;
+        let keys = &run.memory.keys[part.head * panels * groups * columns..];
+        for panel in 0..panels {
+            let b = keys[panel * groups * columns..].as_ptr();
+            // SAFETY: this function's contract; the scores hold all panels.
+            unsafe {
+                let product = TileProduct {
+                    rows,
+                    a: buffers.queries.as_ptr(),
+                    b,
+                    groups,
+                    sums: buffers.scores.as_mut_ptr().add(panel * rows * columns),
+                    add: false,
+                    prefetch: Prefetch::stream::<I>(b),
+                };
+                multiply::<I, D>(isa, product);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_values(isa: I, strip: Strip<'_>, buffers: &mut StripBuffers, panel: usize) {
+        let Strip { run: AttentionRun { memory, .. }, part, rows, token_groups: groups, .. } =
+            strip;
+        let columns = I::LANES * I::VECTORS;
+        let panels = memory.heads.width.div_ceil(columns);
+        let b = memory.values[(part.head * panels + panel) * groups * columns..].as_ptr();
+        let product = TileProduct {
+            rows,
+            a: buffers.probabilities.as_ptr(),
+            b,
+            groups,
+            sums: buffers.sums.as_mut_ptr(),
+            add: false,
+            prefetch: Prefetch::stream::<I>(b),
+        };
+        // SAFETY: this function's contract.
+        unsafe { multiply::<I, D>(isa, product) };
+    }
+}
+
+/// One matrix that is both the keys and the values of one head.
+struct Shared;
+
+impl<I: Isa, D: SharedFormat<I>> Layout<I, D> for Shared {
+    #[inline(always)]
+    unsafe fn multiply_keys(isa: I, strip: Strip<'_>, buffers: &mut StripBuffers) {
+        let memory = strip.run.memory;
+        let product = SharedScores {
+            rows: strip.rows,
+            queries: buffers.queries.as_ptr(),
+            matrix: memory.keys.as_ptr(),
+            width: memory.heads.width,
+            tokens: memory.tokens,
+            scores: buffers.scores.as_mut_ptr().cast(),
+        };
+        // SAFETY: this function's contract.
+        unsafe { shared::scores::<I, D>(isa, product) };
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_values(isa: I, strip: Strip<'_>, buffers: &mut StripBuffers, panel: usize) {
+        let Strip { run: AttentionRun { memory, .. }, rows, .. } = strip;
+        let product = SharedSums {
+            rows,
+            probabilities: buffers.probabilities.as_ptr(),
+            panel: memory.keys[shared::panel_start::<I, D>(memory.tokens, panel)..].as_ptr(),
+            groups: memory.tokens.div_ceil(D::GROUP),
+            sums: buffers.sums.as_mut_ptr(),
+        };
+        // SAFETY: this function's contract.
+        unsafe { shared::weighted_sums::<I, D>(isa, product) };
     }
 }
 

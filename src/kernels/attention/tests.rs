@@ -300,3 +300,161 @@ fn causal_attention_equals_the_slow_twin_with_and_without_a_past() {
     }
     assert!(failures.is_empty(), "{failures:#?}");
 }
+
+/// Formats in which one matrix can be both the keys and the values.
+const SHARED_FORMATS: [Format; 2] = [Format::F32, Format::Bf16];
+
+impl Sequence {
+    /// Creates a sequence of one head whose values equal its keys.
+    fn shared(width: usize, rows: usize, seed: u64) -> Self {
+        let mut sequence = Self::new(Heads { count: 1, width }, rows, seed);
+        for row in sequence.qkv.chunks_mut(3 * width) {
+            row.copy_within(width..2 * width, 2 * width);
+        }
+        sequence
+    }
+
+    fn packed_once(&self, format: Format, context: &mut KernelContext) -> PackedKv {
+        let mut memory = PackedKv::default();
+        memory.pack_once(context, format, self.part(1), self.heads.width);
+        memory
+    }
+}
+
+/// Attends to `memory` with one run of queries.
+fn attended(context: &mut KernelContext, memory: &PackedKv, queries: Rows<'_>) -> Vec<f32> {
+    let Heads { count, width } = memory.heads();
+    let mut out = vec![f32::NAN; queries.rows * count * width];
+    let run = AttentionRun { queries, memory, scale: memory.heads().scale() };
+    attend(context, &[run], &mut out);
+    out
+}
+
+#[test]
+fn a_matrix_of_keys_and_values_equals_the_slow_twin_around_the_edges() {
+    let mut failures = Vec::new();
+    for level in levels() {
+        let Shape { rows, columns, .. } = Shape::of(level);
+        for format in SHARED_FORMATS {
+            for tokens in [1, 2, 3, 4, 5, 15, 577, columns - 1, columns, columns + 1] {
+                for width in [1, 8, 40, 64, columns - 1, columns + 1] {
+                    let memory = Sequence::shared(width, tokens, 13);
+                    let mut context = KernelContext::new(level, 2);
+                    let packed = memory.packed_once(format, &mut context);
+                    for queries in [1, 2, 5, rows, rows + 1] {
+                        let asking = Sequence::new(memory.heads, queries, 14);
+                        let out = attended(&mut context, &packed, asking.part(0));
+                        let expected = reference(format, asking.part(0), &memory, |_| tokens);
+                        let what = format!(
+                            "{level} {format:?} {queries} queries, {tokens} tokens, width {width}"
+                        );
+                        let close = assert_all_close(&what, &out, &expected, tolerance(format));
+                        failures.extend(close.err());
+                    }
+                }
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
+}
+
+#[test]
+fn a_query_to_a_matrix_of_keys_and_values_has_the_same_bits_with_any_neighbours() {
+    let (first, second) = (Sequence::shared(72, 50, 15), Sequence::shared(72, 37, 16));
+    for level in levels() {
+        for format in SHARED_FORMATS {
+            let mut context = KernelContext::new(level, 3);
+            let memories =
+                [&first, &second].map(|sequence| sequence.packed_once(format, &mut context));
+            let scale = first.heads.scale();
+            let mut together = vec![0.0; 87 * 72];
+            let runs = [
+                AttentionRun { queries: first.part(0), memory: &memories[0], scale },
+                AttentionRun { queries: second.part(0), memory: &memories[1], scale },
+            ];
+            attend(&mut context, &runs, &mut together);
+            for threads in [1, 2] {
+                let mut context = KernelContext::new(level, threads);
+                // Every number of rows up to a tile and one more, so that every height of a tile occurs.
+                for rows in 1..=Shape::of(level).rows + 1 {
+                    let queries = Rows { values: &first.qkv[3 * 216..], rows, ..first.part(0) };
+                    let some = attended(&mut context, &memories[0], queries);
+                    assert_eq!(
+                        some,
+                        together[3 * 72..(3 + rows) * 72],
+                        "{level} {format:?} {rows} rows, {threads} threads"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_memory_used_again_for_a_matrix_of_keys_and_values_keeps_nothing_of_the_old() {
+    for level in levels() {
+        for format in SHARED_FORMATS {
+            let mut context = KernelContext::new(level, 1);
+            let new = Sequence::shared(24, 13, 18);
+            let expected = {
+                let fresh = new.packed_once(format, &mut context);
+                attended(&mut context, &fresh, new.part(0))
+            };
+            let mut old = Sequence::shared(40, 70, 17);
+            old.qkv.fill(f32::NAN);
+            for mut used in
+                [old.packed_once(format, &mut context), old.packed(format, &mut context)]
+            {
+                used.pack_once(&mut context, format, new.part(1), 24);
+                assert_eq!(
+                    attended(&mut context, &used, new.part(0)),
+                    expected,
+                    "{level} {format:?}"
+                );
+                used.pack(&mut context, format, new.heads, new.part(1), new.part(2));
+                let separate = new.packed(format, &mut context);
+                assert_eq!(
+                    attended(&mut context, &used, new.part(0)),
+                    attended(&mut context, &separate, new.part(0)),
+                    "{level} {format:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_query_that_is_not_a_number_spoils_no_other_of_a_matrix_of_keys_and_values() {
+    let memory = Sequence::shared(48, 41, 19);
+    for level in levels() {
+        for format in SHARED_FORMATS {
+            let mut asking = Sequence::new(memory.heads, 5, 20);
+            asking.qkv[3 * 144..][..48].fill(f32::NAN);
+            let mut context = KernelContext::new(level, 1);
+            let packed = memory.packed_once(format, &mut context);
+            let out = attended(&mut context, &packed, asking.part(0));
+            for (row, values) in out.chunks(48).enumerate() {
+                let are_nan = values.iter().all(|x| x.is_nan());
+                assert_eq!(are_nan, row == 3, "{level} {format:?} row {row}: {values:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_matrix_of_keys_and_values_takes_the_stated_bytes_at_every_level() {
+    let sequence = Sequence::shared(72, 35, 21);
+    for level in levels() {
+        for format in FORMATS {
+            let mut context = KernelContext::new(level, 1);
+            let mut memory = PackedKv::default();
+            memory.pack_shared(&mut context, format, sequence.part(1), 72);
+            let bytes = 4 * (memory.keys.len() + memory.values.len());
+            assert_eq!(bytes, PackedKv::shared_bytes(level, format, 72, 35), "{level} {format:?}");
+            let expected = reference(format, sequence.part(0), &sequence, |_| 35);
+            let out = attended(&mut context, &memory, sequence.part(0));
+            let what = format!("{level} {format:?}");
+            assert_all_close(&what, &out, &expected, tolerance(format)).unwrap();
+        }
+    }
+}

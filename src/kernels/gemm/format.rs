@@ -37,6 +37,8 @@ pub(in crate::kernels) struct Shape {
     pub(in crate::kernels) row_block_bytes: usize,
     /// Number of groups of K per block.
     pub(in crate::kernels) k_block: usize,
+    /// True if the level has a matrix unit, which multiplies bf16 and 8-bit integers.
+    pub(in crate::kernels) matrix_unit: bool,
     group_unit: usize,
 }
 
@@ -64,6 +66,7 @@ impl Kernel for ShapeOf {
             columns: I::LANES * I::VECTORS,
             row_block_bytes: I::ROW_BLOCK_BYTES,
             k_block: I::K_BLOCK,
+            matrix_unit: I::MATRIX_UNIT,
             group_unit: I::GROUPS,
         }
     }

@@ -24,7 +24,7 @@ pub use epilogue::Epilogue;
 pub use format::Format;
 pub(super) use format::{Bf16, Dot, F32, Int8, Shape};
 pub(super) use rows::{Convert, ConvertPair, place, row_to_groups};
-pub(super) use tile::{Prefetch, TileProduct, multiply};
+pub(super) use tile::{Prefetch, STREAM_AHEAD, TileProduct, multiply};
 pub use weights::PackedWeights;
 
 use std::cell::RefCell;

@@ -109,7 +109,7 @@ const PREFETCH_TILES: usize = 4;
 
 /// Distance at which a stream is prefetched, in groups of four bytes. These 8 KB and the 18 KB of a tile of 12 rows x
 /// 768 bf16 values fit into a first-level cache of 32 KB.
-const STREAM_AHEAD: usize = 2048;
+pub(in crate::kernels) const STREAM_AHEAD: usize = 2048;
 
 impl Prefetch {
     /// No prefetch.

@@ -103,6 +103,18 @@ pub(in crate::kernels) unsafe trait Isa:
     /// Returns the largest lane; no lane may be NaN.
     fn largest(self, a: Self::F) -> f32;
 
+    /// Stores the sum of all lanes of each vector. The order of the additions is fixed, but may differ from that of
+    /// [`Isa::sum`].
+    ///
+    /// # Safety
+    /// `to` is valid for four writes.
+    unsafe fn store_sums(self, to: *mut f32, vectors: [Self::F; 4]) {
+        for (index, vector) in vectors.into_iter().enumerate() {
+            // SAFETY: this function's contract.
+            unsafe { *to.add(index) = self.sum(vector) };
+        }
+    }
+
     /// Sets all lanes to `group`.
     fn splat_group(self, group: u32) -> Self::G;
     /// # Safety
@@ -135,6 +147,12 @@ pub(in crate::kernels) unsafe trait Isa:
     /// Rounds to bf16 (ties to even) and packs each pair of adjacent lanes into one group: first the pairs of `first`,
     /// then those of `second`.
     fn pack_bf16(self, first: Self::F, second: Self::F) -> Self::G;
+    /// Pairs each bf16 value of `even` (lower half of a group) with the value of `odd` at the same place (upper half). The
+    /// two results together hold all pairs, in the set's own order.
+    fn interleave_bf16(self, even: Self::G, odd: Self::G) -> [Self::G; 2];
+    /// Reorders two vectors whose lanes belong to the groups of [`Isa::interleave_bf16`], so that they are in the order of
+    /// the bf16 values.
+    fn interleaved_to_order(self, lanes: [Self::F; 2]) -> [Self::F; 2];
     /// # Safety
     /// `to` is valid for `LANES` writes.
     unsafe fn store_groups(self, to: *mut u32, value: Self::G);

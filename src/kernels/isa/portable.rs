@@ -171,6 +171,16 @@ unsafe impl Isa for Portable {
         [pair(first, 0), pair(first, 2), pair(second, 0), pair(second, 2)]
     }
     #[inline(always)]
+    fn interleave_bf16(self, even: Self::G, odd: Self::G) -> [Self::G; 2] {
+        let low = |i: usize| (even[i] & 0xffff) | (odd[i] << 16);
+        let high = |i: usize| (even[i] >> 16) | (odd[i] & 0xffff_0000);
+        [[low(0), high(0), low(1), high(1)], [low(2), high(2), low(3), high(3)]]
+    }
+    #[inline(always)]
+    fn interleaved_to_order(self, lanes: [Self::F; 2]) -> [Self::F; 2] {
+        lanes
+    }
+    #[inline(always)]
     unsafe fn store_bytes(self, to: *mut u8, value: Self::F) {
         // SAFETY: the caller fulfils the trait's contract.
         unsafe { to.cast::<[u8; LANES]>().write(self.round(value).map(|value| value as u8)) }

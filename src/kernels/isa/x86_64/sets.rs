@@ -153,6 +153,12 @@ unsafe impl Isa for Avx2 {
             let second = _mm256_srli_epi32::<16>(bf16_bits_256(second));
             _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(first, second))
         };
+        interleave_bf16(even: __m256i, odd: __m256i) -> [__m256i; 2] =
+            [_mm256_unpacklo_epi16(even, odd), _mm256_unpackhi_epi16(even, odd)];
+        interleaved_to_order(lanes: [__m256; 2]) -> [__m256; 2] = [
+            _mm256_permute2f128_ps::<0x20>(lanes[0], lanes[1]),
+            _mm256_permute2f128_ps::<0x31>(lanes[0], lanes[1]),
+        ];
     }
     memory! {
         load(from: *const f32) -> __m256 = _mm256_loadu_ps(from);
@@ -169,6 +175,12 @@ unsafe impl Isa for Avx2 {
             _mm_storel_epi64(to.cast(), _mm_packus_epi16(words, words));
         };
         store_i32(to: *mut i32, value: __m256i) = _mm256_storeu_si256(to.cast(), value);
+        store_sums(to: *mut f32, vectors: [__m256; 4]) = {
+            let [a, b, c, d] = vectors;
+            let eight = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+            let upper = _mm256_extractf128_ps::<1>(eight);
+            _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(eight), upper));
+        };
     }
 }
 
@@ -227,6 +239,9 @@ macro_rules! avx512 {
                 dot_int8(acc: __m512i, a: __m512i, b: __m512i) -> __m512i = $dot_int8(acc, a, b);
                 pair_bf16(even: __m512, odd: __m512) -> __m512i = $pair_bf16(even, odd);
                 pack_bf16(first: __m512, second: __m512) -> __m512i = $pack_bf16(first, second);
+                interleave_bf16(even: __m512i, odd: __m512i) -> [__m512i; 2] =
+                    [_mm512_unpacklo_epi16(even, odd), _mm512_unpackhi_epi16(even, odd)];
+                interleaved_to_order(lanes: [__m512; 2]) -> [__m512; 2] = in_order_512(lanes);
             }
             memory! {
                 load(from: *const f32) -> __m512 = _mm512_loadu_ps(from);
@@ -242,6 +257,7 @@ macro_rules! avx512 {
                     )),
                 );
                 store_i32(to: *mut i32, value: __m512i) = _mm512_storeu_si512(to.cast(), value);
+                store_sums(to: *mut f32, vectors: [__m512; 4]) = _mm_storeu_ps(to, sums_512(vectors));
             }
         }
     )*};
@@ -309,6 +325,35 @@ fn has_vnni() -> bool {
 #[inline]
 fn has_bf16() -> bool {
     has_vnni() && is_x86_feature_detected!("avx512bf16")
+}
+
+/// Returns the sums of four vectors.
+#[inline(always)]
+unsafe fn sums_512([a, b, c, d]: [__m512; 4]) -> __m128 {
+    // SAFETY: only AVX-512 sets call this.
+    unsafe {
+        let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+        let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+        let (ab, cd) = (_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+        let low = _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd));
+        let high = _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd));
+        let sixteen = _mm512_add_ps(low, high);
+        let eight =
+            _mm256_add_ps(_mm512_castps512_ps256(sixteen), _mm512_extractf32x8_ps::<1>(sixteen));
+        _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight))
+    }
+}
+
+/// Reorders blocks of four lanes: `unpacklo` and `unpackhi` of 16-bit values leave values 0 to 3 of each block of eight in
+/// the first vector, and values 4 to 7 in the second.
+#[inline(always)]
+unsafe fn in_order_512([first, second]: [__m512; 2]) -> [__m512; 2] {
+    // SAFETY: only AVX-512 sets call this.
+    unsafe {
+        let low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+        let high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+        [_mm512_permutex2var_ps(first, low, second), _mm512_permutex2var_ps(first, high, second)]
+    }
 }
 
 #[inline(always)]

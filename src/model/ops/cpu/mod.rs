@@ -42,7 +42,7 @@ use super::{
     PersistentKvShape, RowRun,
 };
 use crate::engine::backend::BackendError;
-use crate::kernels::attention::{Heads, PackedKv};
+use crate::kernels::attention::PackedKv;
 use crate::kernels::context::KernelContext;
 use crate::kernels::gemm::{self, Format, PackedWeights};
 use crate::kernels::isa::Level;
@@ -387,8 +387,8 @@ impl Ops for CpuOps {
 
     fn cross_kv_bytes(&self, memory: PersistentKvShape) -> u64 {
         // All layers share one packed copy of the features.
-        let heads = Heads { count: 1, width: memory.memory_width };
-        PackedKv::bytes_of(self.level, self.attention_format(), heads, memory.tokens) as u64
+        let PersistentKvShape { tokens, memory_width, .. } = memory;
+        PackedKv::shared_bytes(self.level, self.attention_format(), memory_width, tokens) as u64
     }
 
     fn kv_bytes_per_token(&self, width: usize) -> u64 {

@@ -31,6 +31,17 @@ pub trait Backend {
     /// generated) count, and so do the tokens of the question that the row attends to.
     fn row_kv_bytes_per_token(&self, model: ModelId) -> u64;
 
+    /// Returns how a device with memory of its own is used; `None` if the models run on the CPU. Called after every unit.
+    fn device_usage(&self) -> Option<DeviceUsage> {
+        None
+    }
+
+    /// Returns the number of equal units after which the next one takes its usual time. The first units may also load or
+    /// compile what the later ones use.
+    fn units_to_warm_up(&self) -> usize {
+        0
+    }
+
     /// Computes features of images of the tower's input size. Returns one result per image, in order.
     ///
     /// # Errors
@@ -71,6 +82,23 @@ pub trait Backend {
         model: ModelId,
         groups: &mut [&mut Self::Group],
     ) -> Result<Vec<StepEvent>, BackendError>;
+}
+
+/// How a device with memory of its own is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceUsage {
+    /// Size of the memory in bytes.
+    pub total_bytes: u64,
+    /// Bytes allocated for weights, features, activations and KV caches.
+    pub allocated_bytes: u64,
+    /// Bytes of these that are in use.
+    pub used_bytes: u64,
+    /// Number of pages of KV caches that rows hold.
+    pub kv_pages_used: usize,
+    /// Number of pages of KV caches.
+    pub kv_pages: usize,
+    /// Number of passes that ran as one recorded graph so far.
+    pub graph_launches: u64,
 }
 
 /// A row that needs only one pass through a text tower or, for `EmbedImage`, only a projection.
@@ -207,6 +235,9 @@ pub enum BackendError {
     /// The device or a kernel failed.
     #[error("device error: {0}")]
     Device(String),
+    /// The device is unusable until the process is restarted, as a GPU is after an illegal memory access.
+    #[error("device lost: {0}")]
+    DeviceLost(String),
     /// The device is out of memory. A smaller work unit may succeed.
     #[error("out of device memory: {0}")]
     OutOfMemory(String),

@@ -190,6 +190,13 @@ metrics! {
         non_finite_outputs_total: IntCounter,
         /// Work units that ran out of device memory.
         oom_total: IntCounter,
+        /// Memory of the GPU in bytes, by part (total; allocated: by this process for models and their work; used: of
+        /// that, in use). Absent on a CPU.
+        device_memory_bytes: IntGaugeVec ["part"],
+        /// Pages of the KV caches in the memory of the GPU, by state (used, free). Absent on a CPU.
+        device_kv_pages: IntGaugeVec ["state"],
+        /// Passes that the GPU ran as one recorded graph.
+        device_graph_launches_total: IntCounter,
         /// Seconds that the worker spent computing.
         worker_busy_seconds_total: prometheus::Counter,
         /// Unix time of the worker's last heartbeat.

@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use crate::engine::EngineSettings;
-use crate::engine::scheduler::TextCost;
+use crate::engine::scheduler::UnitCost;
 
 /// Costs that the worker has measured, over all towers and models.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -51,7 +51,7 @@ pub(super) struct WorkAhead {
 
 /// Cost model of the text stage, in tokens and units.
 struct TextCostModel {
-    cost: TextCost,
+    cost: UnitCost,
     /// Number of tokens that fit into one unit.
     unit_tokens: f64,
     /// Number of tokens that one row processes in one unit.
@@ -92,10 +92,10 @@ fn follow(mean: &mut Option<f64>, start: Option<f64>, value: f64) {
 
 impl Estimates {
     fn text(&self, settings: &EngineSettings) -> Option<TextCostModel> {
-        let cost = TextCost { fixed: self.unit_fixed?, per_token: self.unit_per_token? };
+        let cost = UnitCost { fixed: self.unit_fixed?, per_item: self.unit_per_token? };
         let row_units = self.row_units?.max(1.0);
         let row_tokens = self.row_tokens?.max(1.0) / row_units;
-        let in_time = (cost.budget(settings.unit_time) - cost.fixed) / cost.per_token.max(1e-9);
+        let in_time = (cost.budget(settings.unit_time) - cost.fixed) / cost.per_item.max(1e-9);
         let in_rows = row_tokens * settings.max_batch_rows as f64;
         let most = in_rows.min(settings.max_batch_tokens as f64).max(row_tokens);
         Some(TextCostModel {
@@ -173,7 +173,7 @@ impl TextCostModel {
 
     fn seconds(&self, rows: f64) -> f64 {
         let units = self.units(rows);
-        self.row_units * (units * self.cost.fixed + rows * self.row_tokens * self.cost.per_token)
+        self.row_units * (units * self.cost.fixed + rows * self.row_tokens * self.cost.per_item)
     }
 
     /// Returns the wait in seconds behind `rows` rows: the time for the rows that do not fit into the first unit; 0 if

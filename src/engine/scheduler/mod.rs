@@ -23,7 +23,7 @@ mod vision;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-pub(crate) use costs::TextCost;
+pub(crate) use costs::UnitCost;
 pub(crate) use text::{GroupEntry, RowEntry};
 
 use self::costs::Costs;
@@ -277,7 +277,7 @@ impl Scheduler {
     }
 
     /// Returns the measured seconds per image and the measured cost of text units, over all towers and models.
-    pub(crate) fn measured(&self) -> (Option<f64>, Option<TextCost>) {
+    pub(crate) fn measured(&self) -> (Option<f64>, Option<UnitCost>) {
         (self.costs.any_image(), self.costs.any_text())
     }
 

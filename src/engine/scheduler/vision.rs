@@ -164,11 +164,12 @@ impl VisionStage {
     }
 }
 
-/// Returns how many images a batch may hold so that the batch's estimated time is at most `unit_time`: at least one,
-/// and only one until there is an estimate.
+/// Returns how many images a batch may hold so that the batch's estimated time stays in its budget: at least one, and
+/// only one until there is an estimate.
+#[expect(clippy::cast_sign_loss, reason = "a negative number becomes 0")]
 fn most_images(output: VisionOutput, settings: &EngineSettings, costs: &Costs) -> usize {
-    let each = costs.image(output).map_or(settings.unit_time, Duration::from_secs_f64);
+    let Some(cost) = costs.images(output) else { return 1 };
     // If an image costs next to nothing, `max_batch_images` is the only limit.
-    let in_time = settings.unit_time.as_nanos() / each.as_nanos().max(1);
-    usize::try_from(in_time).unwrap_or(usize::MAX).clamp(1, settings.max_batch_images)
+    let in_time = (cost.budget(settings.unit_time) - cost.fixed) / cost.per_item.max(1e-9);
+    (in_time as usize).clamp(1, settings.max_batch_images)
 }

@@ -276,6 +276,27 @@ fn a_backend_that_cannot_be_built_anew_ends_the_worker() {
 }
 
 #[test]
+fn a_lost_device_ends_the_worker_without_halves_probe_or_rebuild() {
+    let (bench, rebuilt) = supervised(|_| Ok(()));
+    bench.control.fault(FakeCall::Encode, FakeMark::Image(7), FakeFault::DeviceLost);
+    bench.control.hold();
+    let admission = bench.admit(3);
+    let first = admission.submit(CAPTION, caption(5));
+    bench.control.wait_until_held();
+    // These two wait, so they are encoded together.
+    let others = [7, 8].map(|image| admission.submit(CAPTION, caption(image)));
+    bench.control.release();
+    wait(bench.handle.lost());
+    drop(wait(first));
+    for other in others {
+        assert!(wait(other).is_err());
+    }
+    assert_eq!((rebuilt.load(Ordering::SeqCst), bench.handle.phase()), (0, Phase::Down));
+    let encoded = bench.control.log().iter().filter(|unit| unit.call == FakeCall::Encode).count();
+    assert!(encoded <= 3, "{encoded} calls: the unit was halved or the backend probed");
+}
+
+#[test]
 fn a_worker_that_panics_itself_is_replaced_with_its_backend() {
     let (bench, rebuilt) = supervised(|_| Ok(()));
     bench.control.kill_worker();

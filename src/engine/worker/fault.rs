@@ -40,6 +40,11 @@ impl Fault {
     }
 }
 
+/// True if no call of the backend can succeed any more.
+fn is_lost(fault: &Fault) -> bool {
+    matches!(fault, Fault::Error(BackendError::DeviceLost(_)))
+}
+
 /// Calls the backend and catches panics. This is unwind-safe because the contract of `Backend` says that a failed
 /// backend call leaves the groups unchanged.
 pub(super) fn attempt<T>(call: impl FnOnce() -> Result<T, BackendError>) -> Result<T, Fault> {
@@ -70,7 +75,7 @@ pub(super) fn message(payload: &(dyn Any + Send)) -> String {
 /// fault fail. Returns one result per item, in order.
 ///
 /// If the backend runs out of memory, the items are halved only once. If a half runs out of memory too, all its items
-/// fail: whatever fills the memory is unlikely to leave room for quarters.
+/// fail: whatever fills the memory is unlikely to leave room for quarters. If the device is lost, all items fail at once.
 pub(super) fn run_or_split<T, R>(
     items: &mut [T],
     call: &mut impl FnMut(&mut [T]) -> Result<Vec<R>, Fault>,
@@ -97,7 +102,7 @@ fn run<T, R>(
     match outcome {
         Ok(outputs) => outputs.into_iter().map(Ok).collect(),
         Err(fault) if items.len() == 1 => vec![Err(fault)],
-        Err(fault) if fault.is_out_of_memory() && !halve_for_memory => {
+        Err(fault) if is_lost(&fault) || fault.is_out_of_memory() && !halve_for_memory => {
             items.iter().map(|_| Err(fault.clone())).collect()
         }
         Err(fault) => {

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use super::fault::Fault;
 use crate::engine::EngineError;
 use crate::engine::admission::Estimates;
-use crate::engine::backend::BackendError;
+use crate::engine::backend::{BackendError, DeviceUsage};
 use crate::engine::features::Lookup;
 use crate::engine::heartbeat::unix_seconds;
-use crate::engine::scheduler::{Stage, TextCost, Trigger};
+use crate::engine::scheduler::{Stage, Trigger, UnitCost};
 use crate::engine::shared::{Shared, count};
 use crate::task::ModelId;
 use crate::telemetry::logging::clipped;
@@ -54,6 +54,10 @@ pub(super) struct Meter {
     measured: [Option<Instant>; 2],
     /// Number of backend calls that ran out of memory.
     out_of_memory: Cell<u64>,
+    /// True if a backend call has lost its device.
+    device_lost: Cell<bool>,
+    /// Number of graph launches that are counted.
+    graph_launches: u64,
 }
 
 fn stage_label(stage: Stage) -> &'static str {
@@ -97,6 +101,8 @@ impl Meter {
             misses: 1.0,
             measured: [None; 2],
             out_of_memory: Cell::new(0),
+            device_lost: Cell::new(false),
+            graph_launches: 0,
         }
     }
 
@@ -163,6 +169,7 @@ impl Meter {
                         self.shared.metrics.oom_total.inc();
                     }
                     BackendError::NonFinite(_) => self.non_finite(),
+                    BackendError::DeviceLost(_) => self.device_lost.set(true),
                     BackendError::Device(_) => {}
                 }
                 tracing::error!(unit.kind = what, unit.items = items, %error, "the backend failed");
@@ -183,6 +190,11 @@ impl Meter {
     /// Returns the number of backend calls that have run out of memory so far.
     pub(super) fn out_of_memory(&self) -> u64 {
         self.out_of_memory.get()
+    }
+
+    /// True if a backend call has lost its device: no later call can succeed.
+    pub(super) fn device_lost(&self) -> bool {
+        self.device_lost.get()
     }
 
     /// Counts an output with NaN or infinity.
@@ -272,6 +284,30 @@ impl Meter {
         self.evictions = evictions;
     }
 
+    /// Updates the metrics of a device with memory of its own.
+    pub(super) fn device(&mut self, usage: Option<DeviceUsage>) {
+        let Some(usage) = usage else { return };
+        let metrics = &self.shared.metrics;
+        let bytes = [
+            ("total", usage.total_bytes),
+            ("allocated", usage.allocated_bytes),
+            ("used", usage.used_bytes),
+        ];
+        for (part, bytes) in bytes {
+            let bytes = bytes.try_into().unwrap_or(i64::MAX);
+            metrics.device_memory_bytes.with_label_values(&[part]).set(bytes);
+        }
+        let free = usage.kv_pages.saturating_sub(usage.kv_pages_used);
+        for (state, pages) in [("used", usage.kv_pages_used), ("free", free)] {
+            let pages = pages.try_into().unwrap_or(i64::MAX);
+            metrics.device_kv_pages.with_label_values(&[state]).set(pages);
+        }
+        // A backend that was rebuilt counts from 0 again.
+        let new = usage.graph_launches.checked_sub(self.graph_launches);
+        metrics.device_graph_launches_total.inc_by(new.unwrap_or(usage.graph_launches));
+        self.graph_launches = usage.graph_launches;
+    }
+
     /// Records that a unit of this stage has been measured.
     pub(super) fn measured(&mut self, stage: Stage, now: Instant) {
         self.measured[stage as usize] = Some(now);
@@ -280,14 +316,14 @@ impl Meter {
     /// Returns the estimates that admission control uses.
     pub(super) fn estimates(
         &self,
-        (image, text): (Option<f64>, Option<TextCost>),
+        (image, text): (Option<f64>, Option<UnitCost>),
         now: Instant,
     ) -> Estimates {
         let old = |&at: &Instant| now.saturating_duration_since(at) > STALE;
         Estimates {
             image,
             unit_fixed: text.map(|cost| cost.fixed),
-            unit_per_token: text.map(|cost| cost.per_token),
+            unit_per_token: text.map(|cost| cost.per_item),
             row_units: self.row_life.map(|(units, _)| units),
             row_tokens: self.row_life.map(|(_, tokens)| tokens),
             image_misses: Some(self.misses),

@@ -2,8 +2,8 @@
 //!
 //! A backend is abandoned when it fails a probe (see `probe`), or when the worker itself panics. The engine is then not
 //! ready, every task ends with `WorkerDown`, and the backend is rebuilt. In the following cases the thread ends
-//! instead, so that the process can be restarted: rebuilding is not supported or fails, the engine is draining, or the
-//! last rebuild was less than `worker_rebuild_interval` ago.
+//! instead, so that the process can be restarted: rebuilding is not supported or fails, the engine is draining, the last
+//! rebuild was less than `worker_rebuild_interval` ago, or the device is lost.
 
 use std::error::Error;
 use std::io;
@@ -64,8 +64,15 @@ struct Supervisor<B> {
 impl<B: Backend> Supervisor<B> {
     fn supervise(&mut self, backend: B, inbox: Receiver<Message>) -> Receiver<Message> {
         let mut worker = Worker::new(backend, Arc::clone(&self.shared));
-        while self.run(&mut worker, &inbox) == Ended::BackendFailed {
-            let can_rebuild = self.may_rebuild();
+        loop {
+            let can_rebuild = match self.run(&mut worker, &inbox) {
+                Ended::Done => break,
+                Ended::BackendFailed => self.may_rebuild(),
+                Ended::DeviceLost => {
+                    tracing::error!("the device is lost until the process is restarted");
+                    false
+                }
+            };
             // The state is set before the tasks end, so that their clients already see the new state.
             if can_rebuild {
                 self.shared.heartbeat.beat();

@@ -29,6 +29,8 @@ pub(super) enum Ended {
     Done,
     /// The backend has failed its probe, or the worker has panicked.
     BackendFailed,
+    /// The backend's device is lost: only a restart of the process can help.
+    DeviceLost,
 }
 
 pub(super) fn run<B: Backend>(worker: &mut Worker<B>, inbox: &Receiver<Message>) -> Ended {
@@ -48,6 +50,7 @@ pub(super) fn run<B: Backend>(worker: &mut Worker<B>, inbox: &Receiver<Message>)
             // So check again instead of sleeping.
             Next::Idle if !stopping && worker.shared.lifecycle.is_stopping() => continue,
             Next::BackendFailed => return Ended::BackendFailed,
+            Next::DeviceLost => return Ended::DeviceLost,
             Next::Idle => HEARTBEAT,
         };
         match inbox.recv_timeout(wait) {

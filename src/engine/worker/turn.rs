@@ -34,6 +34,8 @@ pub(super) enum Next {
     Idle,
     /// The backend has failed its probe.
     BackendFailed,
+    /// The backend's device is lost.
+    DeviceLost,
 }
 
 /// Owner of the backend, the feature cache and all tasks.
@@ -159,6 +161,10 @@ impl<B: Backend> Worker<B> {
         // cannot contain a task that became due in between.
         let now = self.shared.clock.now();
         self.reap_finished(now);
+        if self.meter.device_lost() {
+            self.send();
+            return Next::DeviceLost;
+        }
         if let Some(model) = self.suspect.take()
             && !passes_probe(&mut self.trial_run(), model)
         {
@@ -350,6 +356,7 @@ impl<B: Backend> Worker<B> {
         let age = oldest.map(|submitted| now.saturating_duration_since(submitted));
         self.meter.queue(self.scheduler.depth(), age);
         self.meter.features(self.features.bytes(), self.features.evictions());
+        self.meter.device(self.backend.device_usage());
         let measured = self.scheduler.measured();
         self.shared.admission.publish(self.meter.estimates(measured, now));
     }

@@ -83,9 +83,9 @@ impl<B: Backend> TrialRun<'_, B> {
         self.run_texts(model, image.as_ref(), true)
     }
 
-    /// Encodes a black image and returns its features. If `learn` is set, learns the cost from this single run. A
+    /// Encodes a black image and returns its features. If `learn` is set, learns the cost from a single run. On a CPU, a
     /// second run would make startup much slower, because images take by far the most time. One run is enough, because
-    /// a slow cold start soon loses its weight in the average.
+    /// a slow cold start soon loses its weight in the average. Backends for which that is not enough say so.
     pub(super) fn encode_image(
         &mut self,
         vision: &VisionInfo,
@@ -100,19 +100,26 @@ impl<B: Backend> TrialRun<'_, B> {
         let key = FeatureKey { output, scope: Scope::EVERYONE, image, preprocessing: size };
         let work = UnitWork::Encode { output, images: vec![key] };
         let work = learn.then_some(&work);
+        let before = if learn { self.backend.units_to_warm_up() } else { 0 };
+        for _ in 0..before {
+            self.measure(UNIT, None, |backend| backend.encode(output, &[&black]))?;
+        }
         let encoded = self.measure(UNIT, work, |backend| backend.encode(output, &[&black]))?;
         encoded.into_iter().next().ok_or_else(|| UnitFault::without_result(UNIT))
     }
 
-    /// Runs each kind of text unit. If `learn` is set, runs each twice: the first run brings the weights into memory,
-    /// the second is measured. `image` holds the features of an image; it is `None` for a model without a vision tower.
+    /// Runs each kind of text unit. If `learn` is set, runs each at least twice: the first run brings the weights into
+    /// memory, the last is measured. `image` holds the features of an image; it is `None` for a model without a vision tower.
     pub(super) fn run_texts(
         &mut self,
         model: &ModelInfo,
         image: Option<&B::EncoderStates>,
         learn: bool,
     ) -> Result<(), UnitFault> {
-        self.run_text_units(model, image, false)?;
+        let before = if learn { self.backend.units_to_warm_up() } else { 0 };
+        for _ in 0..before.max(1) {
+            self.run_text_units(model, image, false)?;
+        }
         if learn { self.run_text_units(model, image, true) } else { Ok(()) }
     }
 

@@ -3,7 +3,7 @@
 use super::{LaneQueue, TextItem};
 use crate::engine::EngineSettings;
 use crate::engine::ids::FeatureKey;
-use crate::engine::scheduler::TextCost;
+use crate::engine::scheduler::UnitCost;
 
 /// Maximum time of a unit with bulk work, as a multiple of its time without.
 const MIXED: f64 = 1.25;
@@ -11,7 +11,7 @@ const MIXED: f64 = 1.25;
 /// A text unit that is being filled, with its limits.
 pub(super) struct Fill<'a> {
     settings: &'a EngineSettings,
-    cost: Option<TextCost>,
+    cost: Option<UnitCost>,
     image_work: f64,
     items: usize,
     rows: usize,
@@ -59,7 +59,7 @@ impl LaneQueue {
     pub(super) fn fill<'a>(
         &self,
         settings: &'a EngineSettings,
-        cost: Option<TextCost>,
+        cost: Option<UnitCost>,
     ) -> Fill<'a> {
         Fill {
             settings,

@@ -7,7 +7,7 @@ mod step;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::costs::{Costs, TextCost};
+use super::costs::{Costs, UnitCost};
 use super::{Lane, Ready, after_linger};
 use crate::engine::EngineSettings;
 use crate::engine::ids::{CallId, FeatureKey, ItemId, TaskId};
@@ -302,7 +302,7 @@ impl TextStage {
         (id, bulk): (Lane, bool),
         now: Instant,
         settings: &EngineSettings,
-        cost: Option<TextCost>,
+        cost: Option<UnitCost>,
     ) -> TextBatch {
         let lane = self.lanes.get_mut(&id).expect("a ready lane exists");
         let (mut fill, mut full, items) = (lane.fill(settings, cost), false, &self.items);

@@ -12,7 +12,7 @@ use std::time::Instant;
 use super::{TextBatch, TextItem, TextStage};
 use crate::engine::EngineSettings;
 use crate::engine::ids::{CallId, FeatureKey, ItemId};
-use crate::engine::scheduler::{Lane, TextCost};
+use crate::engine::scheduler::{Lane, UnitCost};
 use crate::fairness::{self, ClientId, Pick};
 use crate::task::ModelId;
 
@@ -22,7 +22,7 @@ impl TextStage {
         (model, bulk): (ModelId, bool),
         now: Instant,
         settings: &EngineSettings,
-        cost: Option<TextCost>,
+        cost: Option<UnitCost>,
     ) -> TextBatch {
         let step = self.fill_step((model, bulk), settings, cost);
         let mut taken = TextBatch {
@@ -68,7 +68,7 @@ impl TextStage {
         &mut self,
         (model, bulk): (ModelId, bool),
         settings: &EngineSettings,
-        cost: Option<TextCost>,
+        cost: Option<UnitCost>,
     ) -> StepFill {
         let mut capacity = self.step_capacity(model, settings.max_batch_rows);
         let lane = self.lanes.get_mut(&Lane::Step(model)).expect("a ready lane exists");

@@ -34,6 +34,8 @@ pub enum FakeMark {
 pub enum FakeFault {
     /// The call returns a device error.
     Error,
+    /// The call loses the device.
+    DeviceLost,
     /// The call panics inside the backend.
     Panic,
     /// The backend call runs out of memory if it has more items than this.
@@ -246,6 +248,7 @@ impl FakeControl {
         match fault {
             None | Some(FakeFault::NonFinite) => Ok(()),
             Some(FakeFault::Error) => Err(BackendError::Device("scripted".into())),
+            Some(FakeFault::DeviceLost) => Err(BackendError::DeviceLost("scripted".into())),
             Some(FakeFault::OutOfMemoryAbove(_)) => {
                 Err(BackendError::OutOfMemory("scripted".into()))
             }
@@ -260,7 +263,7 @@ impl FakeControl {
 
 fn fires(fault: FakeFault, items: usize) -> bool {
     match fault {
-        FakeFault::Error | FakeFault::Panic => true,
+        FakeFault::Error | FakeFault::DeviceLost | FakeFault::Panic => true,
         FakeFault::OutOfMemoryAbove(most) => items > most,
         FakeFault::NonFinite => false,
     }

@@ -18,6 +18,7 @@
 //! | `fetch` | fetches images by URL, guarded against server-side request forgery |
 //! | `engine` | admission control, scheduler, continuous batching, the worker thread, the interface to the model |
 //! | `model` | BLIP: configuration, weights, towers, heads, search; runs on candle or on `kernels` |
+//! | `gpu` | GPU kernels and the devices that run them |
 //! | `kernels` | CPU kernels: matrix products, attention, and the operations between them |
 //! | `document` | the small files of a checkpoint: JSON objects and their fields |
 //! | `torch` | PyTorch's weight files: a zip archive, a pickle, tensors |
@@ -47,6 +48,7 @@ pub mod engine;
 pub mod fairness;
 pub mod faults;
 pub mod fetch;
+pub mod gpu;
 pub mod http;
 pub mod hub;
 pub mod images;

@@ -19,7 +19,7 @@ struct Room {
 
 const CANDLE: [&str; 2] = ["candle_core", "candle_nn"];
 
-const LAW: [Room; 24] = [
+const LAW: [Room; 25] = [
     Room {
         name: "settings",
         may_import: &[],
@@ -27,6 +27,11 @@ const LAW: [Room; 24] = [
     },
     Room {
         name: "kernels",
+        may_import: &[],
+        never_sees: &["candle_core", "candle_nn", "tokio", "tracing", "axum"],
+    },
+    Room {
+        name: "gpu",
         may_import: &[],
         never_sees: &["candle_core", "candle_nn", "tokio", "tracing", "axum"],
     },

@@ -97,6 +97,7 @@ printf '%s: what is left out\n' "$form"
 case $form in
   address)
     echo "  not seen: C code (ring), inline assembly, and what a real matrix unit reads and writes"
+    skip gpu:: "its kernels run on stacks of their own; tests/gpu/sanitize.sh checks them"
     if [ "${#parts[@]}" = 1 ]; then
       echo "  skipped: the integration tests and their servers, and code of other packages: run it without --lib"
       build_package_sanitized

@@ -1,5 +1,6 @@
 //! GPU backend, below the model: devices that run our kernels, and the kernels themselves.
 //!
+//! - [`cuda`]: NVIDIA GPUs;
 //! - [`device`]: what the model's operations need from a device, about a dozen calls;
 //! - [`heap`]: memory in buffers that are reused;
 //! - [`pages`]: the pages of KV caches;
@@ -9,6 +10,7 @@
 //!
 //! `model::ops::gpu` builds the fused operations of the towers from these kernels. Nothing here knows about BLIP.
 
+pub mod cuda;
 pub mod device;
 pub mod heap;
 #[cfg(test)]

@@ -49,6 +49,7 @@ impl<O: Ops> TextDecoder<O> {
             output: loader.lm_output(config)?,
         };
         let tower = TextTower::load(loader, config, "text_decoder.bert", Some(memory))?;
+        loader.reserve_kv_caches(width)?;
         Ok(Self { tower, head, bos: config.bos_token_id, stop: config.sep_token_id })
     }
 

@@ -135,6 +135,7 @@ impl<O: Ops> TextTower<O> {
         let scope = Scope::new(prefix);
         let embeddings = scope.child("embeddings");
         let (width, eps) = (config.hidden_size, config.layer_norm_eps);
+        loader.check_heads(width, config.num_attention_heads)?;
         let layers = (0..config.num_hidden_layers)
             .map(|index| {
                 TextLayer::load(
@@ -366,16 +367,7 @@ impl<O: Ops> CrossAttentionWeights<O> {
                 ops.cross_attention(&query()?, heads, &runs)?
             }
             CrossAttention::Project(runs) => {
-                let projected = runs
-                    .iter()
-                    .map(|run| ops.keys_values(run.memory, &self.key_value, heads))
-                    .collect::<Result<Vec<_>, _>>()?;
-                let runs: Vec<_> = projected
-                    .iter()
-                    .zip(*runs)
-                    .map(|(memory, run)| RowRun { memory, rows: run.rows })
-                    .collect();
-                ops.cross_attention(&query()?, heads, &runs)?
+                ops.projected_attention(&query()?, &self.key_value, heads, runs)?
             }
         };
         let output = ops.linear(&context, &self.output, Epilogue::Residual(&hidden))?;

@@ -7,7 +7,7 @@ use super::checkpoint::VISION_MODEL;
 use super::config::VisionConfig;
 use super::error::LoadError;
 use super::load::{Loader, Scope};
-use super::ops::{Activation, Epilogue, FeedForward, Ops, PatchEmbeddingWeights};
+use super::ops::{Activation, Epilogue, FeedForward, Ops, PassKey, PatchEmbeddingWeights};
 use super::positions::interpolated;
 use super::preprocessor::Preprocessor;
 use crate::engine::backend::BackendError;
@@ -117,14 +117,19 @@ impl<O: Ops> VisionTower<O> {
         layer: Option<usize>,
     ) -> Result<Vec<O::Act>, BackendError> {
         let lengths = vec![self.tokens; images.len()];
-        let mut x = ops.patch_embedding(&self.patch_embedding, images)?;
-        let depth = layer.unwrap_or(self.encoder.layers.len());
-        for layer in self.encoder.layers.iter().take(depth) {
-            x = layer.forward(ops, &x, self.encoder.heads, &lengths)?;
-        }
-        if layer.is_none() {
-            x = ops.layer_norm(&x, &self.encoder.post_layernorm)?;
-        }
+        let tower = std::ptr::from_ref(self).addr();
+        let key = PassKey::Vision { tower, images: images.len(), layer };
+        let x = ops.pass(key, || {
+            let mut x = ops.patch_embedding(&self.patch_embedding, images)?;
+            let depth = layer.unwrap_or(self.encoder.layers.len());
+            for layer in self.encoder.layers.iter().take(depth) {
+                x = layer.forward(ops, &x, self.encoder.heads, &lengths)?;
+            }
+            match layer {
+                Some(_) => Ok(x),
+                None => ops.layer_norm(&x, &self.encoder.post_layernorm),
+            }
+        })?;
         ops.split_rows(&x, &lengths)
     }
 
@@ -138,6 +143,7 @@ impl<O: Ops> VisionTower<O> {
 impl<O: Ops> VisionEncoder<O> {
     fn load(loader: &Loader<'_, O>, config: &VisionConfig) -> Result<Self, LoadError> {
         let (scope, width) = (Scope::new(VISION_MODEL), config.hidden_size);
+        loader.check_heads(width, config.num_attention_heads)?;
         let layers = (0..config.num_hidden_layers)
             .map(|index| {
                 VisionLayer::load(loader, config, &scope.child(&format!("encoder.layers.{index}")))

@@ -92,7 +92,15 @@ const LAW: [Room; 25] = [
     },
     Room {
         name: "model",
-        may_import: &["document", "task", "tensorflow", "torch", "kernels", "engine::backend"],
+        may_import: &[
+            "document",
+            "task",
+            "tensorflow",
+            "torch",
+            "kernels",
+            "gpu",
+            "engine::backend",
+        ],
         never_sees: &["axum", "tokio"],
     },
     Room {

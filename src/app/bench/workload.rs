@@ -114,11 +114,7 @@ impl Workload {
 
     fn encode<O: Ops>(&self, backend: &mut BlipBackend<O>) -> anyhow::Result<Vec<StatesOf<O>>> {
         let pictures: Vec<&Pixels> = self.pictures.iter().collect();
-        let images = backend.encode(VisionOutput::last(self.tower), &pictures)?;
-        if let Some(last) = images.last() {
-            backend.wait_for(last)?;
-        }
-        Ok(images)
+        Ok(backend.encode(VisionOutput::last(self.tower), &pictures)?)
     }
 
     fn run_single_pass<O: Ops>(

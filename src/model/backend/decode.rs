@@ -6,11 +6,12 @@
 
 use std::sync::Arc;
 
+use super::scores::StepScores;
 use crate::engine::backend::{BackendError, StepEvent};
 use crate::model::group::{CrossKvCache, Group, LiveRow, StepInput};
 use crate::model::heads::TextDecoder;
-use crate::model::ops::{Ops, RowRun};
-use crate::model::search::{Advance, Search};
+use crate::model::ops::{Ops, PassKey, RowRun};
+use crate::model::search::{Advance, RowScores, Search, WantedScores};
 use crate::model::text::{CrossAttention, Explained, NewTokens, SelfAttention};
 use crate::task::{Explain, ModelId, PatchWeights};
 
@@ -98,30 +99,43 @@ fn run<O: Ops>(
         })
         .collect();
     let mut explained = explained_rows(groups, &order, &inputs, &lasts);
-    let output = decoder.tower.forward_to(
-        ops,
-        &sequences,
-        &SelfAttention::Causal(&caches),
-        &CrossAttention::Cached(&runs),
-        decoder.tower.depth(),
-        &mut explained,
-    )?;
+    let is_uniform = explained.is_empty() && sequences.iter().all(|new| new.tokens.len() == 1);
+    let mut pass = || {
+        let output = decoder.tower.forward_to(
+            ops,
+            &sequences,
+            &SelfAttention::Causal(&caches),
+            &CrossAttention::Cached(&runs),
+            decoder.tower.depth(),
+            &mut explained,
+        )?;
+        let logits = decoder.logits(ops, &ops.select_rows(&output.hidden, &lasts)?)?;
+        Ok((logits, output.caches))
+    };
+    let (logits, caches) = if is_uniform {
+        let decoder = std::ptr::from_ref(decoder).addr();
+        ops.pass(PassKey::Decode { decoder, rows: sequences.len() }, pass)?
+    } else {
+        pass()?
+    };
+    let wanted: Vec<WantedScores> = order
+        .iter()
+        .flat_map(|&group| inputs[group].iter().map(move |_| groups[group].search.wanted()))
+        .collect();
+    let scores = StepScores::read(ops, &logits, &wanted)?;
+    let (mut scores, mut caches) = (scores.rows().into_iter(), caches.into_iter());
     let mut explained = explained.into_iter().peekable();
-    let logits = decoder.logits(ops, &ops.select_rows(&output.hidden, &lasts)?)?;
-    let logits = ops.host_rows(&logits)?;
-    let mut logits = logits.iter();
-    let mut caches = output.caches.into_iter();
     let mut outcomes: Vec<Option<GroupStep<O>>> = groups.iter().map(|_| None).collect();
     for &group in &order {
         let inputs = &inputs[group];
-        let logits: Vec<&[f32]> = logits.by_ref().take(inputs.len()).collect();
+        let scores: Vec<RowScores<'_>> = scores.by_ref().take(inputs.len()).collect();
         let rows: Vec<LiveRow<O>> = inputs
             .iter()
             .zip(caches.by_ref())
             .map(|(input, caches)| LiveRow { caches, length: input.position + input.tokens.len() })
             .collect();
         let mut search = groups[group].search.clone();
-        let advance = search.advance(&logits)?;
+        let advance = search.advance(&scores)?;
         let rows = advance.parents.iter().map(|&parent| rows[parent].clone()).collect();
         let is_explained = groups[group].explained.is_some();
         let weights = explained

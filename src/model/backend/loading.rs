@@ -262,10 +262,10 @@ fn logit_scale(weights: &CheckpointWeights, class: ModelClass) -> Result<Option<
 }
 
 impl Placement {
-    /// Returns candle's operations on this device and in this number format.
+    /// Returns candle's operations in this number format, on the CPU.
     ///
     /// # Errors
-    /// When the device does not exist, or candle does not support the format.
+    /// When the device is not the CPU, or candle does not support the format.
     pub fn candle_ops(self) -> Result<CandleOps, LoadError> {
         let refuse = |detail: String| LoadError::Device { device: self.device.to_string(), detail };
         let dtype = match self.dtype {
@@ -274,16 +274,9 @@ impl Placement {
             Dtype::F16 => DType::F16,
             Dtype::Int8 => return Err(refuse("int8 runs on CPUs only".to_owned())),
         };
-        let device = match self.device {
-            Device::Cpu => candle_core::Device::Cpu,
-            Device::Cuda(_) if !candle_core::utils::cuda_is_available() => {
-                return Err(refuse(
-                    "this build has no CUDA support; build with --features cuda".to_owned(),
-                ));
-            }
-            Device::Cuda(ordinal) => candle_core::Device::new_cuda_with_stream(ordinal)
-                .map_err(|error| refuse(error.to_string()))?,
-        };
-        Ok(CandleOps::new(device, dtype))
+        match self.device {
+            Device::Cpu => Ok(CandleOps::new(candle_core::Device::Cpu, dtype)),
+            Device::Cuda(_) => Err(refuse("candle runs models on CPUs only".to_owned())),
+        }
     }
 }

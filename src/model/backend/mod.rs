@@ -2,12 +2,14 @@
 //!
 //! - this file: contains the loaded models and encodes images;
 //! - `decode`: runs one decode step over a ragged batch of groups;
+//! - `scores`: reads what the searches of a step need of its logits;
 //! - `single_pass`: runs rows that need a single pass: questions, candidates, matching pairs and embeddings;
 //! - `loading`: loads checkpoints into a backend;
 //! - `sharing`: finds the parts that models share.
 
 mod decode;
 mod loading;
+mod scores;
 mod sharing;
 mod single_pass;
 
@@ -22,7 +24,7 @@ use super::ops::Ops;
 use super::search::{Search, SearchStart};
 use super::vision::VisionTower;
 use crate::engine::backend::{
-    Backend, BackendError, GroupSpec, SinglePassOutput, SinglePassRow, StepEvent,
+    Backend, BackendError, DeviceUsage, GroupSpec, SinglePassOutput, SinglePassRow, StepEvent,
 };
 use crate::kernels::OutOfMemory;
 use crate::task::{ModelId, ModelInfo, Pixels, TowerId, VisionOutput};
@@ -57,16 +59,6 @@ impl<O: Ops> BlipBackend<O> {
     pub fn vocabulary(&self, model: ModelId) -> Option<Vocabulary> {
         self.vocabularies[model.0]
     }
-
-    /// Blocks until the encoder states are computed. A GPU computes asynchronously: methods that copy results to the
-    /// host wait for the GPU, but methods that return encoder states do not.
-    ///
-    /// # Errors
-    /// When the device failed.
-    pub fn wait_for(&self, memory: &EncoderStates<O>) -> Result<(), BackendError> {
-        let row = self.ops.select_rows(memory.states(), &[0])?;
-        self.ops.to_host(&row).map(drop)
-    }
 }
 
 impl<O: Ops> Backend for BlipBackend<O> {
@@ -90,6 +82,14 @@ impl<O: Ops> Backend for BlipBackend<O> {
         self.token_kv_bytes[model.0]
     }
 
+    fn device_usage(&self) -> Option<DeviceUsage> {
+        self.ops.device_usage()
+    }
+
+    fn units_to_warm_up(&self) -> usize {
+        self.ops.passes_to_warm_up()
+    }
+
     fn encode(
         &mut self,
         output: VisionOutput,
@@ -97,7 +97,10 @@ impl<O: Ops> Backend for BlipBackend<O> {
     ) -> Result<Vec<EncoderStates<O>>, BackendError> {
         let features = within_memory(|| {
             let layer = output.layer.map(usize::from);
-            self.towers[output.tower.0].encode(&self.ops, images, layer)
+            let features = self.towers[output.tower.0].encode(&self.ops, images, layer)?;
+            // So that the time and the errors of this unit of work are not those of the next one.
+            self.ops.wait()?;
+            Ok(features)
         })?;
         Ok(features.into_iter().map(EncoderStates::new).collect())
     }
@@ -109,7 +112,11 @@ impl<O: Ops> Backend for BlipBackend<O> {
     ) -> Result<Vec<SinglePassOutput<EncoderStates<O>>>, BackendError> {
         let tower = self.infos[model.0].tower().map(|tower| &self.towers[tower.0]);
         within_memory(|| {
-            single_pass::run_single_pass(&self.ops, &self.models[model.0], tower, rows)
+            let model = &self.models[model.0];
+            let outputs = single_pass::run_single_pass(&self.ops, model, tower, rows)?;
+            // As in `encode`: the states of questions are not copied to the host, which would wait for them.
+            self.ops.wait()?;
+            Ok(outputs)
         })
     }
 

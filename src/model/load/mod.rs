@@ -88,6 +88,11 @@ impl<'a, O: Ops> Loader<'a, O> {
         Ok(tensor)
     }
 
+    /// Reserves memory for the KV caches of a decoder of this width.
+    pub(super) fn reserve_kv_caches(&self, width: usize) -> Result<(), LoadError> {
+        Ok(self.ops.reserve_kv_caches(width)?)
+    }
+
     /// Loads the linear layer under `scope`: `weight` `[out, in]` and `bias` `[out]`, where `in` is `width`.
     pub(super) fn linear(
         &self,
@@ -133,6 +138,11 @@ impl<'a, O: Ops> Loader<'a, O> {
     ) -> Result<O::KvProjection, LoadError> {
         let (weight, bias) = self.stacked(scopes, out, width)?;
         Ok(self.ops.load_key_value(&weight, &bias, heads, usage)?)
+    }
+
+    /// Checks that the operations support attention with this number of heads.
+    pub(super) fn check_heads(&self, width: usize, heads: usize) -> Result<(), LoadError> {
+        Ok(self.ops.check_heads(width, heads)?)
     }
 
     /// Like [`key_value`](Self::key_value), in the form of persistent keys and values; `None` if the operations have

@@ -1,14 +1,15 @@
 //! The fused operations from which the towers are built. To add a device or an instruction set, implement [`Ops`] here.
 //!
 //! [`Ops`] knows nothing about BLIP, and the towers know nothing about tensors. [`candle`] implements the operations
-//! for every device and dtype, and is the reference for tests. [`cpu`] implements them with our own kernels. [`timed`]
-//! wraps either implementation and measures it.
+//! on the CPU for every dtype, and is the reference for tests. [`cpu`] implements them with our own CPU kernels, and
+//! [`gpu`] with our own GPU kernels. [`timed`] wraps an implementation and measures it.
 //!
 //! Texts are never padded: activations are `[rows, width]` over concatenated sequences, and attention receives the
 //! length of each sequence.
 
 pub mod candle;
 pub mod cpu;
+pub mod gpu;
 pub mod timed;
 
 use std::borrow::Cow;
@@ -16,9 +17,9 @@ use std::fmt::Debug;
 
 use candle_core::Tensor;
 
-use crate::engine::backend::BackendError;
+use crate::engine::backend::{BackendError, DeviceUsage};
 pub use crate::kernels::activation::Activation;
-use crate::task::Pixels;
+use crate::task::{Pixels, TokenLogprob};
 
 /// Epilogue of a linear layer: the operation applied to the matrix product before the result is stored.
 #[derive(Debug, Clone, Copy)]
@@ -121,6 +122,27 @@ impl PatchEmbeddingWeights {
     }
 }
 
+/// Passes with equal keys make the same calls, apart from values such as tokens, pixels and lengths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PassKey {
+    /// A vision tower encodes images.
+    Vision {
+        /// Address of the tower, which identifies it.
+        tower: usize,
+        /// Number of images.
+        images: usize,
+        /// The layer whose states are wanted, if it is not the last one.
+        layer: Option<usize>,
+    },
+    /// Rows of one new token each advance by a decode step.
+    Decode {
+        /// Address of the decoder, which identifies it.
+        decoder: usize,
+        /// Number of rows.
+        rows: usize,
+    },
+}
+
 /// All operations that the towers and heads of BLIP need, about a dozen.
 ///
 /// Weights arrive as CPU tensors in the file's dtype; each implementation converts them once, when it loads them. All
@@ -162,6 +184,23 @@ pub trait Ops: Debug {
         heads: usize,
         usage: KvLifetime,
     ) -> Result<Self::KvProjection, BackendError>;
+    /// Checks that attention can compute heads of this number and total width, so that a model that does not fit the
+    /// kernels is refused when it is loaded.
+    ///
+    /// # Errors
+    /// [`BackendError::Device`] if it cannot.
+    fn check_heads(&self, width: usize, heads: usize) -> Result<(), BackendError> {
+        let _ = (width, heads);
+        Ok(())
+    }
+    /// Reserves memory for the KV caches of a decoder of this width, if they need it in advance.
+    ///
+    /// # Errors
+    /// When the device has not enough memory.
+    fn reserve_kv_caches(&self, width: usize) -> Result<(), BackendError> {
+        let _ = width;
+        Ok(())
+    }
     /// True if persistent keys and values have a form of their own, which saves work if only a few rows attend to them.
     fn has_few_row_form(&self) -> bool;
     /// Loads a layer norm; `weight` and `bias` are `[width]`.
@@ -187,6 +226,39 @@ pub trait Ops: Debug {
         &self,
         weights: &PatchEmbeddingWeights,
     ) -> Result<Self::PatchEmbedding, BackendError>;
+
+    /// Runs `pass`, whose operations are those of all passes with this key. A device may record them once and launch
+    /// them together from then on.
+    ///
+    /// # Errors
+    /// Those of `pass`, and when the device fails.
+    fn pass<T>(
+        &self,
+        key: PassKey,
+        pass: impl FnOnce() -> Result<T, BackendError>,
+    ) -> Result<T, BackendError>
+    where
+        Self: Sized,
+    {
+        let _ = key;
+        pass()
+    }
+    /// Returns how a device with memory of its own is used; `None` on a CPU.
+    fn device_usage(&self) -> Option<DeviceUsage> {
+        None
+    }
+    /// Returns the number of equal passes after which the next one takes its usual time.
+    fn passes_to_warm_up(&self) -> usize {
+        0
+    }
+    /// Waits until the results of all operations so far are there. A GPU computes asynchronously: operations return
+    /// before their results are there.
+    ///
+    /// # Errors
+    /// When an operation failed after it had returned.
+    fn wait(&self) -> Result<(), BackendError> {
+        Ok(())
+    }
 
     /// Embeds pixels as `[images x tokens, width]`: normalises the patches, multiplies them by the weights, puts the
     /// class token first, and adds the position embeddings.
@@ -296,6 +368,29 @@ pub trait Ops: Debug {
         heads: usize,
         runs: &[RowRun<&Self::KvCache>],
     ) -> Result<Self::Act, BackendError>;
+    /// Computes cross-attention over encoder states `[tokens, memory width]`, which are projected to keys and values for
+    /// this call only.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn projected_attention(
+        &self,
+        query: &Self::Act,
+        weights: &Self::KvProjection,
+        heads: usize,
+        runs: &[RowRun<&Self::Act>],
+    ) -> Result<Self::Act, BackendError> {
+        let projected = runs
+            .iter()
+            .map(|run| self.keys_values(run.memory, weights, heads))
+            .collect::<Result<Vec<_>, _>>()?;
+        let runs: Vec<_> = projected
+            .iter()
+            .zip(runs)
+            .map(|(memory, run)| RowRun { memory, rows: run.rows })
+            .collect();
+        self.cross_attention(query, heads, &runs)
+    }
     /// Computes the cross-attention weights of `query` `[rows, width]` over encoder states `[tokens, memory width]`:
     /// `softmax(q k^T / sqrt(head width))`, averaged over the heads. Returns one vector of `tokens` weights per row. This
     /// is only for explanations; attention itself never stores its weights.
@@ -329,6 +424,19 @@ pub trait Ops: Debug {
     fn cross_kv_bytes(&self, memory: PersistentKvShape) -> u64;
     /// Returns the number of bytes per token in one layer's KV cache.
     fn kv_bytes_per_token(&self, width: usize) -> u64;
+    /// Returns the `count` largest logits of each row of `logits` `[rows, vocabulary]`; `None` if it is better to read all
+    /// logits on the host.
+    ///
+    /// # Errors
+    /// When the device fails, and [`BackendError::NonFinite`] when a logit is NaN or infinite.
+    fn best_tokens(
+        &self,
+        logits: &Self::Act,
+        count: usize,
+    ) -> Result<Option<Vec<BestTokens>>, BackendError> {
+        let _ = (logits, count);
+        Ok(None)
+    }
     /// Copies all values to the host as f32, one vector per row.
     ///
     /// # Errors
@@ -339,6 +447,42 @@ pub trait Ops: Debug {
     /// # Errors
     /// When the device fails.
     fn host_rows<'a>(&self, x: &'a Self::Act) -> Result<HostRows<'a>, BackendError>;
+}
+
+/// The largest logits of one row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BestTokens {
+    /// Index and logit, the largest logit first, the lower index first among equals.
+    best: Vec<(u32, f32)>,
+    /// `ln(sum(exp(x)))` over all logits of the row.
+    normalizer: f32,
+}
+
+impl BestTokens {
+    /// Returns the best tokens of a row: `best` holds indices and logits, largest first.
+    #[must_use]
+    pub fn new(best: Vec<(u32, f32)>, normalizer: f32) -> Self {
+        Self { best, normalizer }
+    }
+
+    /// Returns the number of tokens.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.best.len()
+    }
+
+    /// True if there are no tokens.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.best.is_empty()
+    }
+
+    /// Returns the token of this rank, from 0, with its log-probability.
+    #[must_use]
+    pub fn token(&self, rank: usize) -> TokenLogprob {
+        let (id, logit) = self.best[rank];
+        TokenLogprob { id, logprob: logit - self.normalizer }
+    }
 }
 
 /// Rows of f32 on the host, borrowed from activations or copied from a device.
@@ -353,6 +497,12 @@ impl<'a> HostRows<'a> {
     #[must_use]
     pub fn new(values: impl Into<Cow<'a, [f32]>>, width: usize) -> Self {
         Self { values: values.into(), width }
+    }
+
+    /// Returns the same rows, copied if they are borrowed.
+    #[must_use]
+    pub fn into_owned(self) -> HostRows<'static> {
+        HostRows { values: Cow::Owned(self.values.into_owned()), width: self.width }
     }
 
     /// Returns the rows, in order.

@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use candle_core::Tensor;
 
 use super::{
-    Epilogue, FeedForward, HostRows, KvLifetime, Ops, PatchEmbeddingWeights, PersistentKvShape,
-    RowRun,
+    BestTokens, Epilogue, FeedForward, HostRows, KvLifetime, Ops, PassKey, PatchEmbeddingWeights,
+    PersistentKvShape, RowRun,
 };
-use crate::engine::backend::BackendError;
+use crate::engine::backend::{BackendError, DeviceUsage};
 use crate::task::Pixels;
 
 /// Minimum number of rows for which a [`WorkKind`] records the number of rows of a product. With fewer rows, the
@@ -227,6 +227,55 @@ impl<O: Ops> Ops for Timed<O> {
         usage: KvLifetime,
     ) -> Result<O::KvProjection, BackendError> {
         self.ops.load_key_value(weight, bias, heads, usage)
+    }
+
+    fn reserve_kv_caches(&self, width: usize) -> Result<(), BackendError> {
+        self.ops.reserve_kv_caches(width)
+    }
+
+    fn pass<T>(
+        &self,
+        key: PassKey,
+        pass: impl FnOnce() -> Result<T, BackendError>,
+    ) -> Result<T, BackendError> {
+        self.ops.pass(key, pass)
+    }
+
+    fn wait(&self) -> Result<(), BackendError> {
+        self.ops.wait()
+    }
+
+    fn device_usage(&self) -> Option<DeviceUsage> {
+        self.ops.device_usage()
+    }
+
+    fn passes_to_warm_up(&self) -> usize {
+        self.ops.passes_to_warm_up()
+    }
+
+    fn best_tokens(
+        &self,
+        logits: &Self::Act,
+        count: usize,
+    ) -> Result<Option<Vec<BestTokens>>, BackendError> {
+        self.time(WorkKind::Copies, |ops| ops.best_tokens(&logits.values, count))
+    }
+
+    fn projected_attention(
+        &self,
+        query: &Self::Act,
+        weights: &O::KvProjection,
+        heads: usize,
+        runs: &[RowRun<&Self::Act>],
+    ) -> Result<Self::Act, BackendError> {
+        let plain: Vec<_> =
+            runs.iter().map(|run| RowRun { memory: &run.memory.values, rows: run.rows }).collect();
+        let call = |ops: &O| ops.projected_attention(&query.values, weights, heads, &plain);
+        with_rows(query.rows, self.time(WorkKind::CrossAttention, call))
+    }
+
+    fn check_heads(&self, width: usize, heads: usize) -> Result<(), BackendError> {
+        self.ops.check_heads(width, heads)
     }
 
     fn has_few_row_form(&self) -> bool {

@@ -4,8 +4,9 @@
 
 use super::processors::Processors;
 use super::scores::{log_softmax, renormalize, top_indices};
-use super::{Advance, SearchStart};
+use super::{Advance, RowScores, SearchStart, WantedScores};
 use crate::engine::backend::BackendError;
+use crate::model::ops::BestTokens;
 use crate::task::{
     EarlyStopping, FinishReason, GenerationParams, Sequence, StopStrings, Strategy, TokenLogprob,
 };
@@ -102,9 +103,17 @@ impl BeamSearch {
         self.running.iter().filter_map(|beam| beam.tokens.last()).map(|token| token.id).collect()
     }
 
-    pub(super) fn advance(&mut self, logits: &[&[f32]]) -> Result<Advance, BackendError> {
-        let candidates = self.best_continuations(logits)?;
-        let rows = logits.len();
+    pub(super) fn wanted(&self) -> WantedScores {
+        if self.processors.are_active() || self.renormalize_logits {
+            WantedScores::All
+        } else {
+            WantedScores::Best(2 * self.num_beams)
+        }
+    }
+
+    pub(super) fn advance(&mut self, scores: &[RowScores<'_>]) -> Result<Advance, BackendError> {
+        let candidates = self.best_continuations(scores)?;
+        let rows = scores.len();
         let parents = self.choose_running(&candidates, rows);
         self.generated += 1;
         let all_hit = candidates.iter().all(|candidate| candidate.hits_stop);
@@ -116,32 +125,56 @@ impl BeamSearch {
 
     /// Port of transformers' `_get_top_k_continuations`. Returns the `2 x num_beams` best continuations of all running
     /// beams, best first.
-    fn best_continuations(&self, logits: &[&[f32]]) -> Result<Vec<Candidate>, BackendError> {
+    fn best_continuations(&self, rows: &[RowScores<'_>]) -> Result<Vec<Candidate>, BackendError> {
         let keep = 2 * self.num_beams;
         let mut candidates = Vec::with_capacity(keep * self.num_beams);
         for (index, beam) in self.running.iter().enumerate() {
             // The prefill has one row, which all beams share.
-            let raw = log_softmax(logits[index.min(logits.len() - 1)])?;
-            let mut scores = raw.clone();
-            self.processors.apply(&mut scores, &self.ids_of(beam), beam.tokens.len());
-            if self.renormalize_logits {
-                renormalize(&mut scores);
-            }
-            for score in &mut scores {
-                *score += beam.score;
-            }
-            for id in top_indices(&scores, keep) {
-                let token = TokenLogprob { id: id as u32, logprob: raw[id] };
+            let best = match rows[index.min(rows.len() - 1)] {
+                RowScores::All(logits) => self.continuations(beam, logits)?,
+                RowScores::Best(best) => Self::continuations_of(beam, best, keep),
+            };
+            for (score, token) in best {
                 let hits_stop = token.id == self.stop_token
                     || beam.tokens.len() + 1 >= self.max_new_tokens
                     || self.ends_in_stop_string(&beam.tokens, token.id);
-                candidates.push(Candidate { score: scores[id], beam: index, token, hits_stop });
+                candidates.push(Candidate { score, beam: index, token, hits_stop });
             }
         }
         // The sort is stable, so that equal scores keep the order of beams and ids.
         candidates.sort_by(|a, b| b.score.total_cmp(&a.score));
         candidates.truncate(keep);
         Ok(candidates)
+    }
+
+    /// Returns the `2 x num_beams` best continuations of a beam with their scores, by the logits of the whole vocabulary.
+    fn continuations(
+        &self,
+        beam: &Beam,
+        logits: &[f32],
+    ) -> Result<Vec<(f32, TokenLogprob)>, BackendError> {
+        let raw = log_softmax(logits)?;
+        let mut scores = raw.clone();
+        self.processors.apply(&mut scores, &self.ids_of(beam), beam.tokens.len());
+        if self.renormalize_logits {
+            renormalize(&mut scores);
+        }
+        for score in &mut scores {
+            *score += beam.score;
+        }
+        let token = |id: usize| TokenLogprob { id: id as u32, logprob: raw[id] };
+        let best = top_indices(&scores, 2 * self.num_beams).into_iter();
+        Ok(best.map(|id| (scores[id], token(id))).collect())
+    }
+
+    /// Returns the `count` best continuations of a beam with their scores, by the best tokens.
+    fn continuations_of(beam: &Beam, best: &BestTokens, count: usize) -> Vec<(f32, TokenLogprob)> {
+        let tokens = (0..best.len()).map(|index| best.token(index));
+        let mut scored: Vec<_> = tokens.map(|token| (token.logprob + beam.score, token)).collect();
+        // Adding the beam's score may make different scores equal.
+        scored.sort_by(|(a, first), (b, second)| b.total_cmp(a).then(first.id.cmp(&second.id)));
+        scored.truncate(count);
+        scored
     }
 
     /// Port of transformers' `_get_running_beams_for_next_iteration` and `_update_finished_beams`. Returns, for each
@@ -264,7 +297,7 @@ mod tests {
             let logits: Vec<f32> = (0..32).map(|id| (id * 7 % 32) as f32 / 8.0).collect();
             let mut rows = 1;
             let finished = loop {
-                let advance = search.advance(&vec![logits.as_slice(); rows]).unwrap();
+                let advance = search.advance(&vec![RowScores::All(&logits); rows]).unwrap();
                 rows = 3;
                 if let Some(finished) = advance.finished {
                     break finished;

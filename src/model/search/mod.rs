@@ -13,6 +13,7 @@ mod single;
 
 pub use scores::log_softmax;
 
+use super::ops::BestTokens;
 use crate::engine::backend::BackendError;
 use crate::task::{GenerationParams, Sequence, Strategy, TokenLogprob};
 
@@ -52,6 +53,24 @@ pub struct Advance {
     pub finished: Option<Vec<Sequence>>,
 }
 
+/// What a search needs to know about the logits of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WantedScores {
+    /// All of them, because the search changes them or draws from them.
+    All,
+    /// This many of the largest.
+    Best(usize),
+}
+
+/// The scores of one row.
+#[derive(Debug, Clone, Copy)]
+pub enum RowScores<'a> {
+    /// The logits of the whole vocabulary.
+    All(&'a [f32]),
+    /// The best tokens, at least as many as the search wants.
+    Best(&'a BestTokens),
+}
+
 impl Search {
     /// Creates a search that has not run a step yet.
     #[must_use]
@@ -73,14 +92,87 @@ impl Search {
         }
     }
 
-    /// Advances the search by one step, with the logits of each live row. The prefill has one row.
+    /// Returns what the next step needs to know about the logits of each row.
+    #[must_use]
+    pub fn wanted(&self) -> WantedScores {
+        match self {
+            Self::Single(search) => search.wanted(),
+            Self::Beams(search) => search.wanted(),
+        }
+    }
+
+    /// Advances the search by one step, with the scores of each live row. The prefill has one row.
     ///
     /// # Errors
     /// [`BackendError::NonFinite`] when logits are NaN or infinite; the search must not be used afterwards.
-    pub fn advance(&mut self, logits: &[&[f32]]) -> Result<Advance, BackendError> {
+    pub fn advance(&mut self, scores: &[RowScores<'_>]) -> Result<Advance, BackendError> {
         match self {
-            Self::Single(search) => search.advance(logits[0]),
-            Self::Beams(search) => search.advance(logits),
+            Self::Single(search) => search.advance(scores[0]),
+            Self::Beams(search) => search.advance(scores),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::scores::{log_sum_exp, top_indices};
+    use super::*;
+    use crate::task::EarlyStopping;
+
+    /// Logits of 40 tokens for a row of a step, without a pattern and with some equal values.
+    fn logits(step: u64, row: usize) -> Vec<f32> {
+        let mut state = step * 31 + row as u64 + 1;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040);
+            ((state >> 33) % 64) as f32 / 8.0
+        };
+        (0..40).map(|_| next()).collect()
+    }
+
+    fn best(logits: &[f32], count: usize) -> BestTokens {
+        let best = top_indices(logits, count).into_iter();
+        let normalizer = log_sum_exp(logits).unwrap() as f32;
+        BestTokens::new(best.map(|id| (id as u32, logits[id])).collect(), normalizer)
+    }
+
+    #[test]
+    fn the_best_tokens_lead_to_the_sequences_of_all_logits() {
+        let strategy = |num_beams| Strategy::Beams {
+            num_beams,
+            num_return_sequences: num_beams,
+            length_penalty: 1.0,
+            early_stopping: EarlyStopping::Never,
+            renormalize_logits: false,
+        };
+        for strategy in [Strategy::Greedy, strategy(2), strategy(5)] {
+            let params = GenerationParams { strategy, ..GenerationParams::greedy(12) };
+            let start = SearchStart { prompt: vec![1], stop_token: 0, sequence: 0 };
+            let mut by_all = Search::new(&params, start);
+            let mut by_best = by_all.clone();
+            let WantedScores::Best(count) = by_all.wanted() else { panic!("{params:?}") };
+            for step in 0.. {
+                let rows = by_all.next_tokens().len().max(1);
+                let logits: Vec<Vec<f32>> = (0..rows).map(|row| logits(step, row)).collect();
+                let best: Vec<BestTokens> = logits.iter().map(|row| best(row, count)).collect();
+                let all: Vec<_> = logits.iter().map(|row| RowScores::All(row)).collect();
+                let best: Vec<_> = best.iter().map(RowScores::Best).collect();
+                let (all, best) = (by_all.advance(&all).unwrap(), by_best.advance(&best).unwrap());
+                assert_eq!(all.parents, best.parents);
+                let ids = |finished: &[Sequence]| -> Vec<Vec<u32>> {
+                    finished.iter().map(Sequence::text_ids).collect()
+                };
+                assert_eq!(all.finished.as_deref().map(ids), best.finished.as_deref().map(ids));
+                if all.finished.is_some() {
+                    break;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn searches_that_change_or_draw_scores_want_all_of_them() {
+        let params = GenerationParams { min_new_tokens: 2, ..GenerationParams::greedy(12) };
+        let start = SearchStart { prompt: vec![1], stop_token: 0, sequence: 0 };
+        assert_eq!(Search::new(&params, start).wanted(), WantedScores::All);
     }
 }

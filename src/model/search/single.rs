@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use super::processors::Processors;
 use super::sampling::Sampling;
 use super::scores::{argmax, log_sum_exp};
-use super::{Advance, SearchStart};
+use super::{Advance, RowScores, SearchStart, WantedScores};
 use crate::engine::backend::BackendError;
 use crate::task::{FinishReason, GenerationParams, Sequence, StopStrings, TokenLogprob};
 
@@ -39,7 +39,29 @@ impl SingleSearch {
         self.tokens.last().map(|token| token.id).into_iter().collect()
     }
 
-    pub(super) fn advance(&mut self, logits: &[f32]) -> Result<Advance, BackendError> {
+    pub(super) fn wanted(&self) -> WantedScores {
+        match self.sampling {
+            None if !self.processors.are_active() => WantedScores::Best(1),
+            _ => WantedScores::All,
+        }
+    }
+
+    pub(super) fn advance(&mut self, scores: RowScores<'_>) -> Result<Advance, BackendError> {
+        let token = match scores {
+            RowScores::All(logits) => self.choose(logits)?,
+            RowScores::Best(best) => best.token(0),
+        };
+        self.tokens.push(token);
+        self.ids.push(token.id);
+        let finished = self.finish_reason(token.id).map(|finish_reason| {
+            vec![Sequence { tokens: self.tokens.clone(), finish_reason, attention: None }]
+        });
+        let parents = if finished.is_some() { Vec::new() } else { vec![0] };
+        Ok(Advance { token: Some(token), parents, generated: 1, finished })
+    }
+
+    /// Chooses the next token by the logits of the whole vocabulary.
+    fn choose(&self, logits: &[f32]) -> Result<TokenLogprob, BackendError> {
         let normalizer = log_sum_exp(logits)?;
         let mut scores = Cow::Borrowed(logits);
         if self.processors.are_active() {
@@ -50,14 +72,7 @@ impl SingleSearch {
             Some(sampling) => sampling.draw(&scores, self.tokens.len() as u64),
         };
         let logprob = (f64::from(logits[id]) - normalizer) as f32;
-        let token = TokenLogprob { id: id as u32, logprob };
-        self.tokens.push(token);
-        self.ids.push(token.id);
-        let finished = self.finish_reason(token.id).map(|finish_reason| {
-            vec![Sequence { tokens: self.tokens.clone(), finish_reason, attention: None }]
-        });
-        let parents = if finished.is_some() { Vec::new() } else { vec![0] };
-        Ok(Advance { token: Some(token), parents, generated: 1, finished })
+        Ok(TokenLogprob { id: id as u32, logprob })
     }
 
     /// Returns why the text ends with `last`, its last token; `None` if it goes on.
@@ -96,7 +111,7 @@ mod tests {
     }
 
     fn ids(search: &mut SingleSearch, logits: &[f32]) -> Vec<u32> {
-        while search.advance(logits).unwrap().finished.is_none() {}
+        while search.advance(RowScores::All(logits)).unwrap().finished.is_none() {}
         search.tokens.iter().map(|token| token.id).collect()
     }
 
@@ -127,18 +142,28 @@ mod tests {
         };
         let start = SearchStart { prompt: vec![1], stop_token: 0, sequence: 0 };
         let mut search = SingleSearch::new(&params, start);
-        let sequence = search.advance(&[0.0, 0.0, 1.0, 0.0]).unwrap().finished.unwrap().remove(0);
+        let sequence = search
+            .advance(RowScores::All(&[0.0, 0.0, 1.0, 0.0]))
+            .unwrap()
+            .finished
+            .unwrap()
+            .remove(0);
         assert_eq!(sequence.finish_reason, FinishReason::StopString);
         assert_eq!(sequence.text_ids(), [2]);
         // A stop string counts more than the length.
         let start = SearchStart { prompt: vec![1], stop_token: 0, sequence: 0 };
         let short = GenerationParams { max_new_tokens: 1, ..params.clone() };
         let mut search = SingleSearch::new(&short, start);
-        let sequence = search.advance(&[0.0, 0.0, 1.0, 0.0]).unwrap().finished.unwrap().remove(0);
+        let sequence = search
+            .advance(RowScores::All(&[0.0, 0.0, 1.0, 0.0]))
+            .unwrap()
+            .finished
+            .unwrap()
+            .remove(0);
         assert_eq!(sequence.finish_reason, FinishReason::StopString);
         // The start of the text is another token now, so the string does not occur.
         let start = SearchStart { prompt: vec![3], stop_token: 0, sequence: 0 };
         let mut search = SingleSearch::new(&params, start);
-        assert_eq!(search.advance(&[0.0, 0.0, 1.0, 0.0]).unwrap().finished, None);
+        assert_eq!(search.advance(RowScores::All(&[0.0, 0.0, 1.0, 0.0])).unwrap().finished, None);
     }
 }

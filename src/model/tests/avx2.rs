@@ -1,3 +1,3 @@
 //! Parity tests of our kernels with AVX2.
 
-suite!(CpuOps, kernels(Level::Avx2, Format::F32));
+suite!(CpuOps, Some(kernels(Level::Avx2, Format::F32)));

@@ -1,3 +1,3 @@
 //! Parity tests of our kernels with AVX-512.
 
-suite!(CpuOps, kernels(Level::Avx512, Format::F32));
+suite!(CpuOps, Some(kernels(Level::Avx512, Format::F32)));

@@ -1,3 +1,3 @@
 //! Parity tests of candle's operations.
 
-suite!(CandleOps, CPU_F32.candle_ops().unwrap());
+suite!(CandleOps, Some(CPU_F32.candle_ops().unwrap()));

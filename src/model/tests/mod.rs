@@ -10,8 +10,14 @@
 
 /// Defines the parity tests for one implementation of the operations. Each implementation has its own file, so that the
 /// `#[path]` attributes resolve.
+///
+/// `$make` creates the operations, or returns `None` if this machine cannot run them; it then prints why. Of the cases of
+/// generation, every `$step`-th runs: 1 for all of them.
 macro_rules! suite {
     ($ops:ty, $make:expr) => {
+        suite!($ops, $make, 1);
+    };
+    ($ops:ty, $make:expr, $step:expr) => {
         #[path = "altered.rs"]
         mod altered;
         #[path = "explanations.rs"]
@@ -31,7 +37,16 @@ macro_rules! suite {
         type Tested = BlipBackend<TestedOps>;
 
         fn make() -> TestedOps {
-            $make
+            $make.expect("tests that are skipped make no operations")
+        }
+
+        fn case_step() -> usize {
+            $step
+        }
+
+        /// True if the operations cannot run on this machine. Every test asks this first.
+        fn skipped() -> bool {
+            $make.is_none()
         }
 
         fn load(checkpoints: &[&str]) -> Tested {
@@ -46,7 +61,11 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod candle;
+mod cuda;
 mod errors;
+mod gpu;
+mod gpu_faults;
+mod gpu_ops;
 mod portable;
 mod precision;
 mod resolutions;

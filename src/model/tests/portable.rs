@@ -1,3 +1,3 @@
 //! Parity tests of our kernels at the portable level, which uses no SIMD extensions beyond SSE2 or NEON.
 
-suite!(CpuOps, kernels(Level::Portable, Format::F32));
+suite!(CpuOps, Some(kernels(Level::Portable, Format::F32)));

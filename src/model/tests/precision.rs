@@ -1,8 +1,9 @@
 //! Tests number formats with less precision than f32: results stay close to f32, and every model class that generates
 //! text works.
 
-use super::{CPU_F32, Reference, kernels, spec, tokens};
+use super::{CPU_F32, Reference, cuda, gpu, kernels, spec, tokens};
 use crate::engine::backend::{Backend, GroupSpec, SinglePassOutput, SinglePassRow};
+use crate::gpu::device::Format as GpuFormat;
 use crate::kernels::gemm::Format;
 use crate::kernels::isa::Level;
 use crate::kernels::testing::levels;
@@ -48,6 +49,14 @@ fn every_format_stays_near_f32_at_every_level() {
         let cosine = least_cosine(placement(dtype).candle_ops().unwrap(), dtype);
         assert!(cosine > least, "candle in {}: {cosine}", dtype.name());
     }
+    let on_gpu = |format, dtype, least| {
+        for ops in [gpu::on_host(format), cuda::on_cuda(format)].into_iter().flatten() {
+            let cosine = least_cosine(ops, dtype);
+            assert!(cosine > least, "the GPU kernels in {}: {cosine}", dtype.name());
+        }
+    };
+    on_gpu(GpuFormat::Bf16, Dtype::Bf16, 0.999);
+    on_gpu(GpuFormat::F16, Dtype::F16, 0.9999);
     for level in levels() {
         for (format, dtype, least) in
             [(Format::Bf16, Dtype::Bf16, 0.999), (Format::Int8, Dtype::Int8, 0.995)]
@@ -101,6 +110,14 @@ fn generates<O: Ops>(ops: impl Fn() -> O, dtype: Dtype) {
 fn every_class_generates_in_every_format() {
     for dtype in [Dtype::Bf16, Dtype::F16] {
         generates(|| placement(dtype).candle_ops().unwrap(), dtype);
+    }
+    for (format, dtype) in [(GpuFormat::Bf16, Dtype::Bf16), (GpuFormat::F16, Dtype::F16)] {
+        if gpu::on_host(format).is_some() {
+            generates(|| gpu::on_host(format).unwrap(), dtype);
+        }
+        if cuda::on_cuda(format).is_some() {
+            generates(|| cuda::on_cuda(format).unwrap(), dtype);
+        }
     }
     for (format, dtype) in [(Format::Bf16, Dtype::Bf16), (Format::Int8, Dtype::Int8)] {
         generates(|| kernels(Level::detect(), format), dtype);

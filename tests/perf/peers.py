@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures PyTorch, OpenVINO, ONNX Runtime, zentorch and our own engine on one checkpoint, alternating, in one run; README.md beside it says how.
 
-Usage: peers.py --work DIR --bert DIR --photos DIR --server BINARY [--rounds 5] [--batches 1,8] [--tasks ...] [--engines ...] [--zentorch-python FILE] [--json FILE]
+Usage: peers.py --work DIR --bert DIR --photos DIR --server BINARY [--device cuda] [--rounds 5] [--batches 1,8] [--tasks ...] [--engines ...] [--json FILE]
 """
 
 import argparse
@@ -23,8 +23,11 @@ ZENTORCH = "zentorch-bf16"
 # Only if named in --engines.
 FURTHER_PEERS = ["openvino-bf16-throughput", "openvino-int8-throughput", "onnxruntime-f32", "onnxruntime-int8-dynamic", ZENTORCH]
 PEERS = [*DEFAULT_PEERS, *FURTHER_PEERS]
-TASKS = ["vision", "caption"]
+DEFAULT_TASKS = ["vision", "caption"]
+TASKS = [*DEFAULT_TASKS, "caption-known"]
 DEFAULT = [*DEFAULT_PEERS, "blip-server-bf16", "blip-server-f32", "blip-server-int8"]
+CUDA_PEERS = ["torch-bf16-shipped", "torch-bf16-sdpa", "torch-bf16-sdpa-compiled"]
+CUDA_OWN = ["blip-server-bf16", "blip-server-f32", "blip-server-f16"]
 
 
 def parse() -> argparse.Namespace:
@@ -37,13 +40,16 @@ def parse() -> argparse.Namespace:
     arguments.add_argument("--rounds", type=int, default=5, help="how often every engine has its turn")
     arguments.add_argument("--runs", type=int, default=3, help="timed runs of each case in a round; their median counts")
     arguments.add_argument("--batches", type=lambda v: [int(n) for n in v.split(",")], default=[1, 8])
-    arguments.add_argument("--tasks", type=lambda v: v.split(","), default=TASKS)
-    arguments.add_argument("--engines", type=lambda v: v.split(","), default=DEFAULT, help=f"of {','.join([*PEERS, *own.ENGINES])}")
+    arguments.add_argument("--tasks", type=lambda v: v.split(","), default=DEFAULT_TASKS, help=f"of {','.join(TASKS)}")
+    arguments.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: our engine and PyTorch on the first NVIDIA GPU")
+    arguments.add_argument("--engines", type=lambda v: v.split(","), help=f"of {','.join([*PEERS, *own.ENGINES])}")
     arguments.add_argument("--threads", type=int, default=2)
     arguments.add_argument("--zentorch-python", type=Path, help=f"Python of a virtual environment with requirements-zentorch.txt; {ZENTORCH} needs it")
     arguments.add_argument("--json", type=Path, help="everything that was measured")
     args = arguments.parse_args()
-    for name, known in (("tasks", TASKS), ("engines", [*PEERS, *own.ENGINES])):
+    engines = [*CUDA_PEERS, *CUDA_OWN] if args.device == "cuda" else [*PEERS, *own.ENGINES]
+    args.engines = args.engines or ([*CUDA_PEERS, *CUDA_OWN[:2]] if args.device == "cuda" else DEFAULT)
+    for name, known in (("tasks", TASKS), ("engines", engines)):
         if unknown := set(getattr(args, name)) - set(known):
             arguments.error(f"--{name}: {sorted(unknown)} is not among {known}")
     for engine in args.engines:
@@ -59,13 +65,15 @@ def parse() -> argparse.Namespace:
 def command(args: argparse.Namespace) -> str:
     """The command without the paths of this machine."""
     lists = f"--batches {','.join(map(str, args.batches))} --tasks {','.join(args.tasks)} --engines {','.join(args.engines)}"
-    return f"peers.py --work DIR --bert DIR --photos DIR --server blip-server --rounds {args.rounds} --runs {args.runs} {lists} --threads {args.threads}"
+    device = "" if args.device == "cpu" else f"--device {args.device} "
+    return f"peers.py --work DIR --bert DIR --photos DIR --server blip-server {device}--rounds {args.rounds} --runs {args.runs} {lists} --threads {args.threads}"
 
 
 def start_peers(args: argparse.Namespace) -> dict[str, Child]:
     """Every peer in a process of its own, loaded one after another."""
     children = {}
-    settings = ["--work", str(args.work), "--photos", str(args.photos), "--batches", ",".join(map(str, args.batches)), "--tasks", ",".join(args.tasks)]
+    settings = ["--work", str(args.work), "--photos", str(args.photos), "--device", args.device]
+    settings += ["--batches", ",".join(map(str, args.batches)), "--tasks", ",".join(args.tasks)]
     for engine in (e for e in args.engines if e in PEERS):
         print(f"loading {engine} ...", end=" ", flush=True)
         python = args.zentorch_python.absolute() if engine == ZENTORCH else Path(sys.executable)
@@ -102,8 +110,8 @@ def document(args: argparse.Namespace, children: dict[str, Child], owns: dict[st
     engines |= {name: {"level": o.level, "bench": o.documents} for name, o in owns.items()}
     complete = {engine: cases for engine, cases in measured.items() if cases}
     return {
-        "command": command(args), "machine": machine.describe(args.server, args.threads), "others_use_before_rounds": others, "engines": engines, "seconds": complete,
-        "times": results.times(complete), "ratios": results.ratios(complete), "goals": results.goals(complete),
+        "command": command(args), "device": args.device, "machine": machine.describe(args.server, args.threads), "others_use_before_rounds": others, "engines": engines, "seconds": complete,
+        "times": results.times(complete), "ratios": results.ratios(complete), "goals": results.goals(complete, args.device),
     }  # fmt: skip
 
 
@@ -112,7 +120,7 @@ def main() -> int:
     args = parse()
     args.work.mkdir(parents=True, exist_ok=True)
     model = checkpoint.make(args.bert, args.work)
-    owns = {e: own.Own(e, args.server, model, args.work, args.threads) for e in args.engines if e in own.ENGINES}
+    owns = {e: own.Own(e, args.server, model, args.work, args.threads, args.device) for e in args.engines if e in own.ENGINES}
     measured: results.Measured = {engine: {} for engine in args.engines}
     children, others = {}, []
     try:

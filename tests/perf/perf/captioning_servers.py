@@ -41,9 +41,9 @@ class Kind:
     environment: dict[str, str]
 
 
-def _own(dtype: str) -> Kind:
+def _own(dtype: str, device: str = "cpu") -> Kind:
     def command(setup: Setup, port: int) -> list:
-        options = ["--model", f"caption={setup.checkpoint}", "--threads", setup.threads, "--dtype", dtype, "--device", "cpu"]
+        options = ["--model", f"caption={setup.checkpoint}", "--threads", setup.threads, "--dtype", dtype, "--device", device]
         return [setup.binary, "--listen", f"127.0.0.1:{port}", *options]
 
     return Kind(command, f"/caption?max_new_tokens={TOKENS}", "/health/ready", OWN_ENVIRONMENT)
@@ -59,7 +59,7 @@ def _python(script: str) -> Kind:
 
 KINDS = {
     "blip-server-bf16": _own("bf16"), "blip-server-int8": _own("int8"), "blip-server-f32": _own("f32"),
-    "litserve": _python("litserve_server.py"), "fastapi": _python("fastapi_server.py"),
+    "blip-server-cuda-bf16": _own("bf16", "cuda"), "litserve": _python("litserve_server.py"), "fastapi": _python("fastapi_server.py"),
 }  # fmt: skip
 
 

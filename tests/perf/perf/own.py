@@ -12,6 +12,7 @@ ENGINES = {
     "blip-server-int8": ["--dtype", "int8"],
     "blip-server-f32-avx512": ["--dtype", "f32", "--cpu-isa", "avx512"],
     "blip-server-f32-avx2": ["--dtype", "f32", "--cpu-isa", "avx2"],
+    "blip-server-f16": ["--dtype", "f16"],
 }
 
 
@@ -24,6 +25,7 @@ class Own:
     checkpoint: Path
     work: Path
     threads: int
+    device: str = "cpu"  # or "cuda"
     documents: list[dict] = field(default_factory=list)
 
     def run(self, tasks: list[str], batches: list[int], runs: int) -> dict[tuple[str, int], list[float]]:
@@ -35,7 +37,7 @@ class Own:
             command += ["--task", task]
         for batch in batches:
             command += ["--batch", str(batch)]
-        command += [*ENGINES[self.engine], "--threads", str(self.threads), "--runs", str(runs), "--warm-up", "3", "--json", answer]
+        command += [*ENGINES[self.engine], "--device", self.device, "--threads", str(self.threads), "--runs", str(runs), "--warm-up", "3", "--json", answer]
         ended = subprocess.run([str(c) for c in command], capture_output=True, text=True)
         if ended.returncode != 0:
             raise RuntimeError(f"{self.engine}: {' '.join(str(c) for c in command)} ended with code {ended.returncode}:\n{ended.stdout[-1500:]}{ended.stderr[-1500:]}")

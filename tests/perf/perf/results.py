@@ -19,6 +19,7 @@ class Goal:
     wanted: float
 
 
+# On a CPU.
 GOALS = [
     *[Goal("blip-server-bf16", ["openvino-bf16"], case, 1.08) for case in ("vision x1", "vision x8")],
     *[Goal("blip-server-bf16", ["torch-bf16-sdpa-compiled"], case, 1.35) for case in ("vision x1", "vision x8")],
@@ -27,6 +28,14 @@ GOALS = [
     Goal("blip-server-bf16", TORCH, "caption x8", 1.9),
     Goal("blip-server-int8", TORCH, "caption x1", 2.6),
     *[Goal("blip-server-f32", ["torch-f32-sdpa"], case, 1.0) for case in ("vision x1", "vision x8", "caption x1", "caption x8")],
+]
+# On a GPU, against compiled programs that are replayed as CUDA graphs.
+COMPILED = "torch-bf16-sdpa-compiled"
+CUDA_GOALS = [
+    Goal("blip-server-bf16", [COMPILED], "vision x1", 1.5),
+    Goal("blip-server-bf16", [COMPILED], "vision x64", 1.0),
+    Goal("blip-server-bf16", [COMPILED], "caption-known x1", 2.5),
+    Goal("blip-server-bf16", [COMPILED], "caption-known x64", 2.0),
 ]
 
 
@@ -79,10 +88,10 @@ def _by_round(measured: Measured, own: str, peers: list[str], case: str) -> list
     return [min(milliseconds(theirs, case) for theirs in others) / milliseconds(ours, case) for ours, *others in rounds]
 
 
-def goals(measured: Measured) -> list[dict]:
-    """The goals that this run can speak about: all of their engines that it knows, at least one peer."""
+def goals(measured: Measured, device: str = "cpu") -> list[dict]:
+    """The goals of the device that this run can speak about: all of their engines that it knows, at least one peer."""
     rows = []
-    for goal in GOALS:
+    for goal in CUDA_GOALS if device == "cuda" else GOALS:
         peers = [p for p in goal.peers if goal.case in measured.get(p, {})]
         if peers and goal.case in measured.get(goal.own, {}):
             by_round = _by_round(measured, goal.own, peers, goal.case)

@@ -1,4 +1,7 @@
-"""PyTorch as a peer: transformers as shipped, and with the fused attention that this model of it lacks. Called by worker.py."""
+"""PyTorch as a peer: transformers as shipped, and with the fused attention that this model of it lacks. Called by worker.py.
+
+On a GPU, torch_cuda_engine.py replaces the engine here.
+"""
 
 import types
 from pathlib import Path
@@ -72,7 +75,7 @@ def reference(root: Path, pixels: torch.Tensor) -> tuple[torch.nn.Module, torch.
 class TorchEngine:
     """`torch-f32-sdpa`, `torch-bf16-shipped`, `torch-bf16-sdpa`, `torch-bf16-sdpa-compiled`."""
 
-    tasks = ("vision", "caption")
+    tasks = ("vision", "caption", "caption-known")
     least_batch = 1
 
     def __init__(self, name: str, model: torch.nn.Module) -> None:
@@ -95,6 +98,24 @@ class TorchEngine:
     def caption(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels to the ids of twenty new tokens behind the first."""
         ids = self.model.generate(pixels, max_new_tokens=TOKENS, do_sample=False)
-        assert ids.shape == (len(pixels), 1 + TOKENS), ids.shape
-        assert weights.IDS["sep"] not in ids, "a caption ended early"
-        return ids
+        return _complete(ids, len(pixels))
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The input of `caption_known`; not timed."""
+        return self.vision(pixels).clone()
+
+    def caption_known(self, features: torch.Tensor) -> torch.Tensor:
+        """Features of images to the ids of twenty new tokens behind the first: the second half of `BlipForConditionalGeneration.generate`."""
+        ids = self.model.text_decoder.generate(
+            input_ids=torch.full((len(features), 1), weights.IDS["bos"], device=features.device), eos_token_id=weights.IDS["sep"], pad_token_id=weights.IDS["pad"],
+            encoder_hidden_states=features, encoder_attention_mask=torch.ones(features.shape[:-1], dtype=torch.long, device=features.device),
+            max_new_tokens=TOKENS, do_sample=False,
+        )  # fmt: skip
+        return _complete(ids, len(features))
+
+
+def _complete(ids: torch.Tensor, count: int) -> torch.Tensor:
+    """The ids of `count` captions, after a check that each has all its tokens."""
+    assert ids.shape == (count, 1 + TOKENS), ids.shape
+    assert weights.IDS["sep"] not in ids, "a caption ended early"
+    return ids

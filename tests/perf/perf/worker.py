@@ -27,6 +27,7 @@ def parse() -> argparse.Namespace:
     arguments.add_argument("--work", type=Path, required=True)
     arguments.add_argument("--photos", type=Path, required=True)
     arguments.add_argument("--threads", type=int, required=True)
+    arguments.add_argument("--device", choices=["cpu", "cuda"], required=True)
     arguments.add_argument("--batches", type=lambda v: [int(n) for n in v.split(",")], required=True)
     arguments.add_argument("--tasks", type=lambda v: v.split(","), required=True)
     return arguments.parse_args()
@@ -35,6 +36,10 @@ def parse() -> argparse.Namespace:
 def load(args: argparse.Namespace, pixels: torch.Tensor) -> tuple[object, torch.Tensor]:
     """The engine, and the hidden states that it has to reproduce."""
     model, expected = torch_engine.reference(args.work, pixels)
+    if args.device == "cuda":
+        from .torch_cuda_engine import TorchCudaEngine
+
+        return TorchCudaEngine(args.engine, model), expected
     if args.engine.startswith("openvino"):
         from .openvino_engine import OpenvinoEngine
 
@@ -52,17 +57,22 @@ def load(args: argparse.Namespace, pixels: torch.Tensor) -> tuple[object, torch.
 
 def distance(engine: object, pixels: torch.Tensor, expected: torch.Tensor) -> float:
     """1 - cosine of the hidden states, mean over the tokens: shows that the peer does the same work. Compares as many images as `expected` has."""
-    actual = engine.vision(engine.inputs(pixels))[: len(expected)]
+    actual = engine.vision(engine.inputs(pixels))[: len(expected)].cpu()
     return 1 - torch.nn.functional.cosine_similarity(actual.double(), expected.double(), dim=-1).mean().item()
 
 
 def run(engine: object, pixels: torch.Tensor, order: dict) -> list[float]:
     """Seconds of each run of a whole batch, after one that is not counted: the caches hold another engine's weights."""
     batch = engine.inputs(torch.cat([pixels] * (-(-order["batch"] // len(pixels))))[: order["batch"]])
-    work, seconds = getattr(engine, order["task"]), []
+    if order["task"] == "caption-known":
+        batch = engine.features(batch)
+    work, seconds = getattr(engine, order["task"].replace("-", "_")), []
+    wait = getattr(engine, "wait", lambda: None)  # a GPU computes asynchronously
     for _ in range(1 + order["runs"]):
+        wait()
         began = time.perf_counter()
         work(batch)
+        wait()
         seconds.append(time.perf_counter() - began)
     return seconds[1:]
 
@@ -90,12 +100,13 @@ def main() -> None:
     with torch.no_grad():
         engine, expected = load(args, first)
     batches = [batch for batch in args.batches if batch >= engine.least_batch]
-    with torch.inference_mode():
+    # CUDA graphs keep tensors, which may then not be those of inference mode.
+    with torch.no_grad() if args.device == "cuda" else torch.inference_mode():
         engine.facts["hidden states, 1 - cosine to f32"] = distance(engine, pixels[: min(batches)], expected)
         tasks = [t for t in args.tasks if t in engine.tasks]
         for task in tasks:
             for batch in batches:
-                run(engine, pixels, {"task": task, "batch": batch, "runs": 0})
+                run(engine, pixels, {"task": task, "batch": batch, "runs": engine.further_warm_up_runs if args.device == "cuda" else 0})
         engine.facts |= {"load seconds": time.monotonic() - began, "peak GiB": peak_gib()}
         reply({"tasks": tasks, "batches": batches, "facts": engine.facts})
         for line in sys.stdin:

@@ -4,6 +4,11 @@
 #   docker run --rm -p 127.0.0.1:8080:8080 blip-server                # the demo models, nothing to download
 #   docker run --rm -p 127.0.0.1:8080:8080 -v blip-weights:/weights blip-server serve --model Salesforce/blip-vqa-base
 #
+# For NVIDIA GPUs, with the NVIDIA Container Toolkit on the host:
+#
+#   docker build -t blip-server:cuda --target cuda .
+#   docker run --rm --gpus 1 -p 127.0.0.1:8080:8080 blip-server:cuda serve --device cuda
+#
 # Needs BuildKit (Docker's default since version 23). Tags name exact versions where an image has them, but a tag can be
 # moved. Before a build that others rely on, pin the digests of both images (`FROM image:tag@sha256:...`; `docker buildx
 # imagetools inspect IMAGE` prints them). They are not pinned here because no image registry was reachable when this
@@ -29,7 +34,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     && mkdir -p /out/weights \
     && cp target/release/blip-server blip-server.cdx.json /out/
 
-FROM gcr.io/distroless/cc-debian13:nonroot
+FROM gcr.io/distroless/cc-debian13:nonroot AS server
 # docker build --build-arg VERSION=0.1.0 --build-arg REVISION=$(git rev-parse HEAD) --build-arg CREATED=$(date -u +%FT%TZ)
 ARG VERSION=0.1.0
 ARG REVISION=unknown
@@ -59,3 +64,20 @@ HEALTHCHECK --interval=10s --timeout=6s --start-period=600s --start-interval=1s 
 # If you pass your own `--config` after the image name, it wins over this one.
 ENTRYPOINT ["/usr/local/bin/blip-server", "--config", "/etc/blip-server/docker.toml"]
 CMD ["serve"]
+
+FROM nvidia/cuda:12.9.1-runtime-ubuntu24.04 AS cuda-libraries
+# The libraries that the binary opens at run time, about 800 MB: matrix products, and the compiler of the kernels. The
+# driver's library comes from the host: the container toolkit mounts it.
+RUN mkdir /out \
+    && cp -L /usr/local/cuda/lib64/libcublasLt.so.12 /usr/local/cuda/lib64/libnvrtc.so.12 /out/ \
+    && cp -P /usr/local/cuda/lib64/libnvrtc-builtins.so.12* /out/
+
+# The same binary as in the other image.
+FROM server AS cuda
+COPY --from=cuda-libraries /out/ /usr/local/lib/cuda/
+ENV LD_LIBRARY_PATH=/usr/local/lib/cuda \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+
+# What `docker build` without `--target` builds.
+FROM server

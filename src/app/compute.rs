@@ -3,13 +3,19 @@
 
 use std::num::NonZeroUsize;
 
+use std::sync::Arc;
+
 use super::mock::backend::MockBackend;
 use crate::config::{ComputeSettings, DeviceChoice, DtypeChoice};
 use crate::engine::Rebuild;
+use crate::gpu::cuda::{self, CommittedBecause, CudaDevice, KernelCode, KernelSource};
+use crate::gpu::device::{self as gpu_device, Device as _};
+use crate::gpu::kernels::source;
 use crate::kernels::gemm::Format;
 use crate::kernels::isa::Level;
 use crate::model::ops::candle::CandleOps;
 use crate::model::ops::cpu::CpuOps;
+use crate::model::ops::gpu::GpuOps;
 use crate::model::{BlipBackend, LoadError, Placement};
 use crate::task::{Device, Dtype};
 
@@ -27,17 +33,19 @@ pub(super) struct Compute {
 pub(super) enum ChosenOps {
     Kernels(CpuOps),
     Candle(CandleOps),
+    Gpu(GpuOps),
 }
 
 /// The backend for the worker: loaded models with the function that reloads them, or a mock.
 pub(super) enum LoadedBackend {
     Kernels(BlipBackend<CpuOps>, Rebuild<BlipBackend<CpuOps>>),
     Candle(BlipBackend<CandleOps>, Rebuild<BlipBackend<CandleOps>>),
+    Gpu(BlipBackend<GpuOps>, Rebuild<BlipBackend<GpuOps>>),
     Mock(MockBackend),
 }
 
 impl Compute {
-    /// Replaces every `auto`. The device becomes a GPU if this build and this machine support one, else the CPU. The
+    /// Replaces every `auto`. The device becomes the first GPU that the kernels support, if there is one, else the CPU. The
     /// number format becomes bf16 on a GPU and on a CPU with bf16 instructions, which multiply bf16 faster than f32;
     /// otherwise it becomes f32.
     pub(super) fn resolve(settings: ComputeSettings) -> Self {
@@ -45,10 +53,10 @@ impl Compute {
             DeviceChoice::Cuda(ordinal) => Device::Cuda(ordinal),
             // Only the CPU backend supports int8.
             DeviceChoice::Auto if settings.dtype == DtypeChoice::Int8 => Device::Cpu,
-            DeviceChoice::Auto if candle_core::utils::cuda_is_available() => Device::Cuda(0),
-            DeviceChoice::Auto | DeviceChoice::Cpu => Device::Cpu,
+            DeviceChoice::Auto => usable_gpu().map_or(Device::Cpu, Device::Cuda),
+            DeviceChoice::Cpu => Device::Cpu,
         };
-        let level = settings.cpu_isa.unwrap_or_else(Level::detect);
+        let level = Self::level(settings);
         let dtype = match (settings.dtype, device) {
             (DtypeChoice::Auto, Device::Cpu) if !level.has_bf16() => Dtype::F32,
             (DtypeChoice::F32, _) => Dtype::F32,
@@ -64,11 +72,19 @@ impl Compute {
         }
     }
 
-    /// Opens the device and creates the operations for it.
+    /// Returns the instruction set of the CPU kernels.
+    pub(super) fn level(settings: ComputeSettings) -> Level {
+        settings.cpu_isa.unwrap_or_else(Level::detect)
+    }
+
+    /// Opens the device and creates the operations for it. On a GPU, the KV caches take up to `kv_bytes`.
     ///
     /// # Errors
     /// When the device cannot be opened, does not support the number format, or the threads cannot be started.
-    pub(super) fn ops(self) -> Result<ChosenOps, LoadError> {
+    pub(super) fn ops(self, kv_bytes: u64) -> Result<ChosenOps, LoadError> {
+        if let Device::Cuda(ordinal) = self.placement.device {
+            return self.gpu_ops(ordinal, kv_bytes).map(ChosenOps::Gpu);
+        }
         let Some(format) = self.kernel_format() else {
             self.size_rayon();
             return self.placement.candle_ops().map(ChosenOps::Candle);
@@ -97,6 +113,36 @@ impl Compute {
         Ok(ChosenOps::Kernels(ops))
     }
 
+    fn gpu_ops(self, ordinal: usize, kv_bytes: u64) -> Result<GpuOps, LoadError> {
+        let refused = |detail: String| LoadError::Device {
+            device: self.placement.device.to_string(),
+            detail,
+        };
+        let format = match self.placement.dtype {
+            Dtype::F32 => gpu_device::Format::F32,
+            Dtype::Bf16 => gpu_device::Format::Bf16,
+            Dtype::F16 => gpu_device::Format::F16,
+            Dtype::Int8 => return Err(refused("int8 runs on CPUs only".to_owned())),
+        };
+        let kernels = KernelSource { cuda: source::cuda_source(), ptx: source::PTX };
+        let device =
+            CudaDevice::try_new(ordinal, &kernels).map_err(|error| refused(error.to_string()))?;
+        if let KernelCode::Committed(CommittedBecause::Failed(messages)) = device.kernel_code() {
+            tracing::warn!(
+                messages,
+                "cannot compile the kernels for this GPU; using those of sm_80"
+            );
+        }
+        tracing::info!(
+            dtype = self.placement.dtype.name(),
+            "computing in {} on {}, {}",
+            self.placement.dtype.name(),
+            device.description(),
+            device.kernel_code()
+        );
+        Ok(GpuOps::new(Arc::new(device), format, kv_bytes))
+    }
+
     /// Returns the number format of the CPU kernels; `None` if candle runs the models.
     pub(super) fn kernel_format(self) -> Option<Format> {
         match (self.placement.device, self.placement.dtype) {
@@ -123,4 +169,16 @@ impl Compute {
             Err(error) => tracing::debug!(%error, "the rayon thread pool was already started"),
         }
     }
+}
+
+/// Returns the number of the first GPU that the kernels support. If there is none, logs why the CPU is used.
+fn usable_gpu() -> Option<usize> {
+    let usable = cuda::probe().and_then(|devices| {
+        let checked =
+            devices.iter().map(|device| device.check_architecture().map(|()| device.ordinal));
+        checked.reduce(Result::or).unwrap_or(Err(cuda::CudaUnavailable::NoDevice))
+    });
+    usable
+        .inspect_err(|reason| tracing::info!("using the CPU, because no GPU can be used: {reason}"))
+        .ok()
 }

@@ -114,53 +114,77 @@ fn load_files(
     let specs: Vec<ModelSpec> = located.iter().map(|located| located.spec.clone()).collect();
     // Check the budget before the weights are loaded; it needs only the headers of the weight files. If the container
     // is too small, the log then gives the reason; without this check, the kernel would kill the process.
-    let budget = budget(config, weight_bytes(&specs, compute.placement)?);
+    let device = compute.placement.device;
+    let budget = budget(config, device, weight_bytes(&specs, compute.placement)?);
     tracing::info!(memory.bound_bytes = budget.total(), "memory allowed by the settings: {budget}");
     budget.check(MemoryLimit::detect()).map_err(anyhow::Error::msg)?;
-    match compute.ops().context("cannot open the device")? {
-        ChosenOps::Kernels(ops) => {
-            let backend = load_models(ops, &specs, compute.placement, metrics)?;
-            let models = with_tokenizers(&backend, config, located)?;
-            let rebuild = rebuild(compute, specs, &models, metrics, |ops| match ops {
-                ChosenOps::Kernels(ops) => Some(ops),
-                ChosenOps::Candle(_) => None,
-            });
-            Ok(LoadedModels { models, backend: LoadedBackend::Kernels(backend, rebuild) })
-        }
-        ChosenOps::Candle(ops) => {
-            let backend = load_models(ops, &specs, compute.placement, metrics)?;
-            let models = with_tokenizers(&backend, config, located)?;
-            let rebuild = rebuild(compute, specs, &models, metrics, |ops| match ops {
-                ChosenOps::Candle(ops) => Some(ops),
-                ChosenOps::Kernels(_) => None,
-            });
-            Ok(LoadedModels { models, backend: LoadedBackend::Candle(backend, rebuild) })
-        }
+    let kv_bytes = fairness::with_reserve(config.engine.max_kv_bytes);
+    let load = Load { compute, kv_bytes, specs: &specs, config, located, metrics };
+    match compute.ops(kv_bytes).context("cannot open the device")? {
+        ChosenOps::Kernels(ops) => load.finish(ops, LoadedBackend::Kernels, |ops| match ops {
+            ChosenOps::Kernels(ops) => Some(ops),
+            ChosenOps::Candle(_) | ChosenOps::Gpu(_) => None,
+        }),
+        ChosenOps::Candle(ops) => load.finish(ops, LoadedBackend::Candle, |ops| match ops {
+            ChosenOps::Candle(ops) => Some(ops),
+            ChosenOps::Kernels(_) | ChosenOps::Gpu(_) => None,
+        }),
+        ChosenOps::Gpu(ops) => load.finish(ops, LoadedBackend::Gpu, |ops| match ops {
+            ChosenOps::Gpu(ops) => Some(ops),
+            ChosenOps::Kernels(_) | ChosenOps::Candle(_) => None,
+        }),
     }
 }
 
-/// Creates the function with which the worker reloads the same models from the same files after a device failure.
-fn rebuild<O: Ops + 'static>(
+/// What is needed to load the models, on whichever operations.
+struct Load<'a> {
     compute: Compute,
-    specs: Vec<ModelSpec>,
-    models: &Models,
-    metrics: &Arc<Metrics>,
-    pick: fn(ChosenOps) -> Option<O>,
-) -> Rebuild<BlipBackend<O>> {
-    let (models, metrics) = (models.clone(), Arc::clone(metrics));
-    Box::new(move || {
-        let ops = pick(compute.ops()?).context("the device changed since the start")?;
-        let backend = load_models(ops, &specs, compute.placement, &metrics)?;
-        // The weight files may have changed since startup. The tokenizers are still those loaded at startup, so check
-        // that they match the new weights.
-        for Model { info, tokenizer } in models.iter() {
-            if let (Some(vocabulary), Some(tokenizer)) = (backend.vocabulary(info.id), tokenizer) {
-                check_vocabulary(vocabulary, tokenizer)
-                    .with_context(|| format!("cannot serve model {}", info.name))?;
+    kv_bytes: u64,
+    specs: &'a [ModelSpec],
+    config: &'a Config,
+    located: &'a [Located],
+    metrics: &'a Arc<Metrics>,
+}
+
+impl Load<'_> {
+    /// Loads the models on `ops`. `pick` takes operations of the same kind, for the models of a later rebuild.
+    fn finish<O: Ops + 'static>(
+        &self,
+        ops: O,
+        backend_of: fn(BlipBackend<O>, Rebuild<BlipBackend<O>>) -> LoadedBackend,
+        pick: fn(ChosenOps) -> Option<O>,
+    ) -> anyhow::Result<LoadedModels> {
+        let backend = load_models(ops, self.specs, self.compute.placement, self.metrics)?;
+        let models = with_tokenizers(&backend, self.config, self.located)?;
+        let rebuild = self.rebuild(&models, pick);
+        Ok(LoadedModels { models, backend: backend_of(backend, rebuild) })
+    }
+
+    /// Creates the function with which the worker reloads the same models from the same files after a device failure.
+    fn rebuild<O: Ops + 'static>(
+        &self,
+        models: &Models,
+        pick: fn(ChosenOps) -> Option<O>,
+    ) -> Rebuild<BlipBackend<O>> {
+        let (compute, kv_bytes) = (self.compute, self.kv_bytes);
+        let (specs, metrics) = (self.specs.to_vec(), Arc::clone(self.metrics));
+        let models = models.clone();
+        Box::new(move || {
+            let ops = pick(compute.ops(kv_bytes)?).context("the device changed since the start")?;
+            let backend = load_models(ops, &specs, compute.placement, &metrics)?;
+            // The weight files may have changed since startup. The tokenizers are still those loaded at startup, so check
+            // that they match the new weights.
+            for Model { info, tokenizer } in models.iter() {
+                if let (Some(vocabulary), Some(tokenizer)) =
+                    (backend.vocabulary(info.id), tokenizer)
+                {
+                    check_vocabulary(vocabulary, tokenizer)
+                        .with_context(|| format!("cannot serve model {}", info.name))?;
+                }
             }
-        }
-        Ok(backend)
-    })
+            Ok(backend)
+        })
+    }
 }
 
 fn load_models<O: Ops>(
@@ -330,7 +354,13 @@ fn weight_bytes(specs: &[ModelSpec], placement: Placement) -> anyhow::Result<u64
     Ok(parameters * hundredths / 100)
 }
 
-fn budget(config: &Config, weights: u64) -> MemoryBudget {
+/// Returns what the settings allow in the memory of the host. On a GPU, features and KV caches are in the memory of the
+/// device.
+fn budget(config: &Config, device: Device, weights: u64) -> MemoryBudget {
+    let on_host = |bytes: u64| match device {
+        Device::Cpu => bytes,
+        Device::Cuda(_) => 0,
+    };
     MemoryBudget {
         weights,
         // Includes the reserve, a quarter on top of the capacity, for clients that currently use little memory; the KV
@@ -341,8 +371,10 @@ fn budget(config: &Config, weights: u64) -> MemoryBudget {
         decoding: config.images.decode_budget_bytes,
         pixels: config.images.pixel_cache_bytes,
         // If there is a feature cache, pinned features are part of it, so the larger of the two limits bounds both.
-        features: config.engine.feature_cache_bytes.max(config.engine.max_pinned_feature_bytes),
-        kv: fairness::with_reserve(config.engine.max_kv_bytes),
+        features: on_host(
+            config.engine.feature_cache_bytes.max(config.engine.max_pinned_feature_bytes),
+        ),
+        kv: on_host(fairness::with_reserve(config.engine.max_kv_bytes)),
     }
 }
 
@@ -358,12 +390,16 @@ mod tests {
         let flags = Flags { config: Some(root.join("config/docker.toml")), ..Flags::default() };
         let config = load(&flags, &Environment::default()).unwrap();
         // 3.5 GB of weights of three base models in f32.
-        let (demo, official) = (budget(&config, 64 << 20), budget(&config, 3_500_000_000));
+        let on_cpu = |weights| budget(&config, Device::Cpu, weights);
+        let (demo, official) = (on_cpu(64 << 20), on_cpu(3_500_000_000));
+        let on_gpu = budget(&config, Device::Cuda(0), 0);
         for (file, before, unit, needed) in [
             ("docker-compose.yml", "      - demo", "g\n", demo),
             ("docker-compose.yml", "      - official", "g\n", official),
+            ("docker-compose.yml", "      - cuda", "g\n", on_gpu),
             ("deploy/kubernetes/demo/server.yaml", "limits:", "Gi }", demo),
             ("deploy/kubernetes/official/server.yaml", "limits:", "Gi }", official),
+            ("deploy/kubernetes/cuda/server.yaml", "limits:", "Gi,", on_gpu),
         ] {
             let text = std::fs::read_to_string(root.join(file)).unwrap();
             let (_, rest) = text.split_once(before).expect(before);
@@ -386,7 +422,7 @@ mod tests {
             let own = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
             let environment: Environment = variables.into_iter().map(own).collect();
             let config = load(&Flags::default(), &environment).unwrap();
-            budget(&config, 0).fetched
+            budget(&config, Device::Cpu, 0).fetched
         };
         assert_eq!([fetched("false"), fetched("true")], [0, 3_000_000]);
     }

@@ -241,6 +241,9 @@ impl App {
             LoadedBackend::Kernels(backend, rebuild) => {
                 Engine::start_supervised(backend, rebuild, settings, context)
             }
+            LoadedBackend::Gpu(backend, rebuild) => {
+                Engine::start_supervised(backend, rebuild, settings, context)
+            }
             LoadedBackend::Candle(backend, rebuild) => {
                 Engine::start_supervised(backend, rebuild, settings, context)
             }
@@ -253,7 +256,7 @@ impl App {
             images,
             fetcher,
             models: loaded.models,
-            cpu_isa: Compute::resolve(config.compute).level.name().to_owned(),
+            cpu_isa: Compute::level(config.compute).name().to_owned(),
         });
         tracing::info!(elapsed_ms = start.elapsed().as_millis() as u64, "ready");
         Ok(engine)

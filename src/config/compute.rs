@@ -41,12 +41,6 @@ impl Section for ComputeSettings {
     const NAME: &'static str = "compute";
 
     fn check(&self) -> Result<(), InvalidSetting> {
-        let is_supported = match self.device {
-            DeviceChoice::Cuda(_) => cfg!(feature = "cuda"),
-            DeviceChoice::Auto | DeviceChoice::Cpu => true,
-        };
-        let accepted = "auto, cpu (for CUDA, build with --features cuda)";
-        require(is_supported, "device", self.device, accepted)?;
         let threads = self.threads.map_or(0, NonZeroUsize::get);
         let accepted = "0 to 1024 (0: what CPU quota and affinity allow)";
         require(threads <= MAX_THREADS, "threads", threads, accepted)
@@ -56,7 +50,7 @@ impl Section for ComputeSettings {
 /// The device that runs the models (`compute.device`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// A GPU if this build and this machine support one, else the CPU.
+    /// The first GPU that the kernels support, if there is one, else the CPU.
     Auto,
     /// The CPU of this machine, even if it has a GPU.
     Cpu,

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Checks the files for containers and clusters: hadolint lints the Dockerfile, docker-compose resolves both profiles,
-# kubectl renders both kustomizations, kubernetes-validate validates them against the API schema, and check-jsonschema
+# Checks the files for containers and clusters: hadolint lints the Dockerfile, docker-compose resolves all profiles,
+# kubectl renders all kustomizations, kubernetes-validate validates them against the API schema, and check-jsonschema
 # validates the workflows of GitHub. hadolint, kubernetes-validate and check-jsonschema come from PyPI. Checks whose
 # tools are missing are skipped with a message.
 #
@@ -29,20 +29,20 @@ elif docker compose version >/dev/null 2>&1; then compose="docker compose"
 else compose=
 fi
 if [ -n "$compose" ]; then
-  for profile in demo official; do
+  for profile in demo official cuda; do
     $compose --profile "$profile" config >/dev/null
   done
-  echo "$compose: both profiles resolve"
+  echo "$compose: all profiles resolve"
 else
   echo "skipped: docker-compose is not installed"
 fi
 
 if command -v kubectl >/dev/null; then
-  for kustomization in demo official; do
+  for kustomization in demo official cuda; do
     kubectl kustomize "deploy/kubernetes/$kustomization" >"$folder/$kustomization.yaml"
     [ -z "$python" ] || "$python/kubernetes-validate" --quiet --strict "$folder/$kustomization.yaml"
   done
-  echo "kubectl: both kustomizations render${python:+, kubernetes-validate: both are valid}"
+  echo "kubectl: all kustomizations render${python:+, kubernetes-validate: all are valid}"
 else
   echo "skipped: kubectl is not installed"
 fi

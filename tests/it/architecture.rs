@@ -193,6 +193,7 @@ const LAW: [Room; 25] = [
             "engine",
             "fairness",
             "fetch",
+            "gpu",
             "http",
             "hub",
             "images",

@@ -20,11 +20,12 @@ use anyhow::{Context, ensure};
 use super::compute::{ChosenOps, Compute};
 use super::loading::{self, Located};
 use crate::config::{ComputeSettings, Config};
+use crate::engine::EngineSettings;
 use crate::engine::backend::Backend;
 use crate::model::ops::Ops;
 use crate::model::ops::timed::{Timed, Times, WorkKind};
 use crate::model::{BlipBackend, ModelSpec, Placement};
-use crate::task::{Device, Dtype, ModelId, ModelInfo};
+use crate::task::{Dtype, ModelId, ModelInfo};
 pub use limits::{ArithmeticBound, Machine, read_bytes_per_second};
 pub use work::Work;
 use workload::Workload;
@@ -148,17 +149,13 @@ impl Bench {
         let compute = Compute::resolve(settings);
         let specs = checkpoints.0.iter().map(|located| located.spec.clone()).collect::<Vec<_>>();
         let placement = compute.placement;
-        let (models, level) = match compute.ops().context("cannot open the device")? {
+        let kv_bytes = EngineSettings::default().max_kv_bytes;
+        let (models, level) = match compute.ops(kv_bytes).context("cannot open the device")? {
             ChosenOps::Kernels(ops) => {
                 (load(ops, &specs, placement)?, compute.level.name().to_owned())
             }
-            ChosenOps::Candle(ops) => {
-                let level = match placement.device {
-                    Device::Cpu => "candle".to_owned(),
-                    device @ Device::Cuda(_) => device.to_string(),
-                };
-                (load(ops, &specs, placement)?, level)
-            }
+            ChosenOps::Candle(ops) => (load(ops, &specs, placement)?, "candle".to_owned()),
+            ChosenOps::Gpu(ops) => (load(ops, &specs, placement)?, placement.device.to_string()),
         };
         let setup = Setup { dtype: placement.dtype.name(), level, threads: compute.threads };
         Ok(Self { models, setup })

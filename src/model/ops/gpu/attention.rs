@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::kv_cache::{CachedRows, Step};
-use super::{GpuActivations, GpuLinear, GpuOps, Output};
+use super::linear::{Output, Sums};
+use super::{GpuActivations, GpuLinear, GpuOps};
 use crate::engine::backend::BackendError;
 use crate::gpu::device::{Address, Product};
 use crate::gpu::heap::Buffer;
@@ -179,7 +180,7 @@ impl GpuOps {
             activation: rows::Activation::Identity,
             residual: None,
         };
-        self.product(states.address(), tokens, projection, into)?;
+        self.product(states.address(), tokens, projection, into, Sums::Fastest)?;
         let mut sequences = Vec::with_capacity(4 * runs.len());
         let (mut row, mut token) = (0, 0);
         for run in runs {

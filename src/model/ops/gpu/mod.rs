@@ -4,11 +4,12 @@
 //! weights ("narrow"). Softmax, layer norm and sums are f32 in every format. Nothing waits for the device until values
 //! are copied to the host.
 //!
-//! This file implements [`Ops`]. It loads weights, computes linear layers, layer norms, embeddings and copies of rows,
-//! and delegates attention to the modules below.
+//! This file implements [`Ops`], with the modules below.
 //!
 //! - `act`: activations;
 //! - `pass`: passes that become graphs, and where their buffers are;
+//! - `weights`: weights, and how they come to the device;
+//! - `linear`: linear layers and layer norms;
 //! - `attention`: self-attention and cross-attention;
 //! - `kv_cache`: the KV cache of text that is being generated, in pages;
 //! - `patches`: the patch embedding;
@@ -17,14 +18,16 @@
 mod act;
 mod attention;
 mod kv_cache;
+mod linear;
 mod pass;
 mod patches;
 mod scores;
+mod weights;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 pub use act::GpuActivations;
 pub use attention::{GpuKvCache, GpuKvProjection};
@@ -32,24 +35,22 @@ pub use kv_cache::CachedRows;
 pub use patches::GpuPatchEmbedding;
 
 use super::{
-    Activation, BestTokens, Epilogue, FeedForward, HostRows, KvLifetime, Ops, PassKey,
-    PatchEmbeddingWeights, PersistentKvShape, RowRun,
+    BestTokens, Epilogue, FeedForward, HostRows, KvLifetime, Ops, PassKey, PatchEmbeddingWeights,
+    PersistentKvShape, RowRun,
 };
 use crate::engine::backend::{BackendError, DeviceUsage};
-use crate::gpu::device::{Address, Device, DeviceError, Format, Product};
+use crate::gpu::device::{Address, Device, DeviceError, Format};
 use crate::gpu::heap::Buffer;
 use crate::gpu::kernels::attention::MAX_HEAD_WIDTH;
 use crate::gpu::kernels::folded::{MAX_HEADS, MAX_STATES_WIDTH};
-use crate::gpu::kernels::products::{self, FewRowProduct};
 use crate::gpu::kernels::rows;
 use crate::gpu::pages::PagePool;
 use crate::gpu::recorder::Recorder;
 use crate::task::Pixels;
+use linear::{Output, Sums};
 use pass::Memory;
-
-/// Maximum number of rows for which `linear` uses the product whose sums do not depend on the number of rows. The bits of
-/// a text's result therefore do not depend on its batch neighbours, up to this number of tokens in a step.
-const MOST_INVARIANT_ROWS: usize = 1024;
+use weights::Bias;
+pub use weights::{GpuLayerNorm, GpuLinear, GpuTable};
 
 /// Maximum number of images in one pass. The widest activations of 64 images of a base-size model take 227 MB.
 const MOST_IMAGES: usize = 64;
@@ -66,39 +67,6 @@ pub struct GpuOps {
     total_bytes: u64,
     /// Pages of the KV cache, by the width of a row of keys.
     pages: Mutex<HashMap<usize, Arc<PagePool>>>,
-}
-
-/// Weights of one linear layer.
-#[derive(Debug)]
-pub struct GpuLinear {
-    /// `[n, k]`, narrow.
-    weight: Buffer,
-    bias: Option<Bias>,
-    n: usize,
-    k: usize,
-}
-
-/// A bias `[n]`, in the formats of the results that it is added to.
-#[derive(Debug)]
-struct Bias {
-    wide: Buffer,
-    narrow: Buffer,
-}
-
-/// Weights of one layer norm, in f32.
-#[derive(Debug)]
-pub struct GpuLayerNorm {
-    weight: Buffer,
-    bias: Buffer,
-    eps: f32,
-}
-
-/// An embedding table `[n, width]` in f32.
-#[derive(Debug)]
-pub struct GpuTable {
-    values: Buffer,
-    rows: usize,
-    width: usize,
 }
 
 impl From<DeviceError> for BackendError {
@@ -160,37 +128,6 @@ impl GpuOps {
         Ok(self.memory.passing().buffer(count * size_of::<f32>())?)
     }
 
-    /// Copies bytes of weights to the device.
-    fn place_bytes(&self, bytes: &[u8]) -> Result<Buffer, BackendError> {
-        let buffer = self.memory.lasting().buffer(bytes.len())?;
-        self.device.upload(buffer.address(), bytes)?;
-        Ok(buffer)
-    }
-
-    /// Copies a tensor to the device as f32.
-    fn place_wide(&self, tensor: &Tensor) -> Result<Buffer, BackendError> {
-        let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        self.place_bytes(&bytes)
-    }
-
-    /// Copies a tensor to the device in the format of the weights.
-    fn place_narrow(&self, tensor: &Tensor) -> Result<Buffer, BackendError> {
-        let flat = tensor.flatten_all()?;
-        let bytes: Vec<u8> = match self.format {
-            Format::F32 => return self.place_wide(tensor),
-            Format::Bf16 => {
-                let values = flat.to_dtype(DType::BF16)?.to_vec1::<half::bf16>()?;
-                values.iter().flat_map(|value| value.to_le_bytes()).collect()
-            }
-            Format::F16 => {
-                let values = flat.to_dtype(DType::F16)?.to_vec1::<half::f16>()?;
-                values.iter().flat_map(|value| value.to_le_bytes()).collect()
-            }
-        };
-        self.place_bytes(&bytes)
-    }
-
     /// Copies data that kernels read to the device. If a layer before has just placed equal data, returns its buffer.
     fn place(&self, bytes: Vec<u8>) -> Result<Arc<Buffer>, BackendError> {
         Ok(self.memory.place(&*self.device, bytes)?)
@@ -213,126 +150,6 @@ impl GpuOps {
         self.device.download(from, &mut bytes)?;
         let (values, _) = bytes.as_chunks::<4>();
         Ok(values.iter().map(|&value| f32::from_le_bytes(value)).collect())
-    }
-
-    /// Computes a linear layer, with the product that suits the number of rows. `out` and `residual` are wide, unless
-    /// `is_narrow`.
-    fn product(
-        &self,
-        x: Address,
-        rows: usize,
-        weights: &GpuLinear,
-        into: Output,
-    ) -> Result<(), BackendError> {
-        let (n, k) = (weights.n, weights.k);
-        let bias = weights.bias.as_ref();
-        let (out_format, bias) = if into.is_narrow {
-            (self.format, bias.map(|bias| bias.narrow.address()))
-        } else {
-            (Format::F32, bias.map(|bias| bias.wide.address()))
-        };
-        if rows > MOST_INVARIANT_ROWS {
-            let Output { out, residual, .. } = into;
-            let (format, w) = (self.format, weights.weight.address());
-            self.device.product(&Product {
-                format,
-                out_format,
-                m: rows,
-                n,
-                k,
-                x,
-                w,
-                bias,
-                residual,
-                out,
-            })?;
-            return self.activate(into, rows * n);
-        }
-        for start in (0..rows).step_by(products::MOST_ROWS) {
-            let out = into.out.offset(start * n * out_format.bytes());
-            products::few_row_product(
-                self.device(),
-                self.format,
-                FewRowProduct {
-                    x: x.offset(start * k * self.format.bytes()),
-                    w: weights.weight.address(),
-                    bias: weights.bias.as_ref().map(|bias| bias.wide.address()),
-                    residual: into.residual.map(|all| all.offset(start * n * size_of::<f32>())),
-                    wide: (!into.is_narrow).then_some(out),
-                    narrow: into.is_narrow.then_some(out),
-                    rows: (rows - start).min(products::MOST_ROWS),
-                    n,
-                    k,
-                    activation: into.activation,
-                },
-            )?;
-        }
-        Ok(())
-    }
-
-    /// Applies the activation of `into` to `count` values of its result.
-    fn activate(&self, into: Output, count: usize) -> Result<(), BackendError> {
-        if into.activation == rows::Activation::Identity {
-            return Ok(());
-        }
-        let format = if into.is_narrow { self.format } else { Format::F32 };
-        Ok(rows::activate(self.device(), format, into.out, count, into.activation)?)
-    }
-
-    /// Computes the layer norm of `x`, in the formats that `wide` and `narrow` ask for.
-    fn norm(
-        &self,
-        x: &GpuActivations,
-        weights: &GpuLayerNorm,
-        is_wide: bool,
-    ) -> Result<GpuActivations, BackendError> {
-        let (rows, width, count) = (x.launched(), x.width(), x.launched() * x.width());
-        let input = self.wide(x)?;
-        let narrow = Arc::new(self.narrow_buffer(count)?);
-        // With f32, the narrow result is the wide one.
-        let wide = match (is_wide, self.format) {
-            (false, _) => None,
-            (true, Format::F32) => Some(Arc::clone(&narrow)),
-            (true, Format::Bf16 | Format::F16) => Some(Arc::new(self.wide_buffer(count)?)),
-        };
-        rows::layer_norm(
-            self.device(),
-            self.format,
-            rows::LayerNorm {
-                x: input.address(),
-                weight: weights.weight.address(),
-                bias: weights.bias.address(),
-                wide: wide.as_ref().filter(|_| self.format != Format::F32).map(|to| to.address()),
-                narrow: Some(narrow.address()),
-                rows,
-                width,
-                eps: weights.eps,
-            },
-        )?;
-        Ok(self.act(x.rows(), width, wide, Some(narrow)))
-    }
-}
-
-/// Where a product goes, and what happens to it before.
-#[derive(Debug, Clone, Copy)]
-struct Output {
-    out: Address,
-    is_narrow: bool,
-    activation: rows::Activation,
-    /// Added after the activation; wide. Only products without activation have one.
-    residual: Option<Address>,
-}
-
-impl From<Activation> for rows::Activation {
-    fn from(activation: Activation) -> Self {
-        match activation {
-            Activation::Gelu => Self::Gelu,
-            Activation::GeluTanh => Self::GeluTanh,
-            Activation::QuickGelu => Self::QuickGelu,
-            Activation::Relu => Self::Relu,
-            Activation::Silu => Self::Silu,
-            Activation::Tanh => Self::Tanh,
-        }
     }
 }
 
@@ -523,7 +340,7 @@ impl Ops for GpuOps {
         };
         let residual = residual.as_ref().map(|residual| residual.address());
         let into = Output { out: out.address(), is_narrow: false, activation, residual };
-        self.product(input.address(), x.launched(), weights, into)?;
+        self.product(input.address(), x.launched(), weights, into, Sums::Invariant)?;
         Ok(self.wide_act(x.rows(), weights.n, out))
     }
 
@@ -537,7 +354,7 @@ impl Ops for GpuOps {
         let out = self.narrow_buffer(x.launched() * weights.n)?;
         let activation = rows::Activation::Identity;
         let into = Output { out: out.address(), is_narrow: true, activation, residual: None };
-        self.product(normed.address(), x.launched(), weights, into)?;
+        self.product(normed.address(), x.launched(), weights, into, Sums::Invariant)?;
         Ok(self.narrow_act(x.rows(), weights.n, out))
     }
 
@@ -556,7 +373,7 @@ impl Ops for GpuOps {
         let middle = self.narrow_buffer(rows * inner.n)?;
         let activation = activation.into();
         let into = Output { out: middle.address(), is_narrow: true, activation, residual: None };
-        self.product(input.address(), rows, inner, into)?;
+        self.product(input.address(), rows, inner, into, Sums::Invariant)?;
         let out = self.wide_buffer(rows * outer.n)?;
         let into = Output {
             out: out.address(),
@@ -564,7 +381,7 @@ impl Ops for GpuOps {
             activation: rows::Activation::Identity,
             residual: Some(residual.address()),
         };
-        self.product(middle.address(), rows, outer, into)?;
+        self.product(middle.address(), rows, outer, into, Sums::Invariant)?;
         Ok(self.wide_act(x.rows(), outer.n, out))
     }
 

@@ -111,6 +111,11 @@ impl Memory {
         }
     }
 
+    /// True during a pass of a vision tower.
+    pub(super) fn is_vision_pass(&self) -> bool {
+        self.state().pass.is_some_and(|pass| pass.filled_up.is_none())
+    }
+
     /// Uploads data, unless equal data is already there.
     pub(super) fn place(
         &self,

@@ -1,6 +1,7 @@
 //! The patch embedding: a product of normalised patches, with the class token and the position embeddings.
 
-use super::{GpuActivations, GpuLinear, GpuOps, Output};
+use super::linear::{Output, Sums};
+use super::{GpuActivations, GpuLinear, GpuOps};
 use crate::engine::backend::BackendError;
 use crate::gpu::heap::Buffer;
 use crate::gpu::kernels::rows::{self, EmbedPatches, Patchify};
@@ -80,7 +81,7 @@ impl GpuOps {
             activation: rows::Activation::Identity,
             residual: None,
         };
-        self.product(patches.address(), rows, linear, into)?;
+        self.product(patches.address(), rows, linear, into, Sums::Fastest)?;
         let out = self.wide_buffer(images.len() * tokens * width)?;
         rows::embed_patches(
             self.device(),

@@ -140,6 +140,10 @@ impl Compute {
             device.description(),
             device.kernel_code()
         );
+        tracing::warn!(
+            "the GPU kernels of this version were tested in a simulation, never on a GPU: compare some answers with those \
+             of --device cpu before you rely on them"
+        );
         Ok(GpuOps::new(Arc::new(device), format, kv_bytes))
     }
 
@@ -171,14 +175,14 @@ impl Compute {
     }
 }
 
-/// Returns the number of the first GPU that the kernels support. If there is none, logs why the CPU is used.
+/// Returns the number of the first GPU that can be used. If there is none, logs why the CPU is used.
 fn usable_gpu() -> Option<usize> {
-    let usable = cuda::probe().and_then(|devices| {
-        let checked =
-            devices.iter().map(|device| device.check_architecture().map(|()| device.ordinal));
-        checked.reduce(Result::or).unwrap_or(Err(cuda::CudaUnavailable::NoDevice))
-    });
-    usable
-        .inspect_err(|reason| tracing::info!("using the CPU, because no GPU can be used: {reason}"))
-        .ok()
+    let log = |reason: &cuda::CudaUnavailable| {
+        if reason.is_without_gpu() {
+            tracing::info!("using the CPU, because no GPU can be used: {reason}");
+        } else {
+            tracing::warn!("using the CPU, because the GPU cannot be used: {reason}");
+        }
+    };
+    cuda::first_usable().inspect_err(log).ok()
 }

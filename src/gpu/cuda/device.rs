@@ -48,6 +48,21 @@ struct State {
     capture: Option<Vec<Address>>,
 }
 
+/// Returns the number of the first device that [`CudaDevice::try_new`] can use, as far as that is known without opening it.
+///
+/// # Errors
+/// Says why there is none: the reason of the first device, or why none was found.
+pub fn first_usable() -> Result<usize, CudaUnavailable> {
+    let mut reason = None;
+    for info in probe()? {
+        match info.check_architecture().and_then(|()| require_cublas_lt(info.driver)) {
+            Ok(()) => return Ok(info.ordinal),
+            Err(error) => reason = reason.or(Some(error)),
+        }
+    }
+    Err(reason.unwrap_or(CudaUnavailable::NoDevice))
+}
+
 impl CudaDevice {
     /// Opens a device and loads the kernels, whose compilation takes a few seconds. Uses 34 MB of its memory for cuBLASLt,
     /// besides what the context takes (some hundred MB), and 21 MB of pinned host memory.

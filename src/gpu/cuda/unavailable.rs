@@ -109,6 +109,14 @@ pub enum CudaUnavailable {
     Unexpected(String),
 }
 
+impl CudaUnavailable {
+    /// True if this host has no GPU, as far as the driver knows: then there is nothing to mend.
+    #[must_use]
+    pub fn is_without_gpu(&self) -> bool {
+        matches!(self, Self::DriverMissing | Self::NoDevice)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,6 +15,12 @@ cc "${flags[@]}" -Wl,-soname,libcuda.so.1 -o "$libraries/libcuda.so.1" "$source/
 cc "${flags[@]}" -Wl,-soname,libcublasLt.so.12 -Wl,-rpath,'$ORIGIN' -o "$libraries/libcublasLt.so.12" \
   "$source/cublas_lt.c" -L "$libraries" -l:libcuda.so.1
 
+# A driver without cuBLASLt.
+mkdir "$libraries/driver"
+ln -s ../libcuda.so.1 "$libraries/driver/"
+LD_LIBRARY_PATH="$libraries/driver" cargo test --locked --lib gpu::cuda::on_device::the_first_usable -- --nocapture |
+  grep 'found no libcublasLt'
+
 # One thread: the stand-ins have one stream.
 LD_LIBRARY_PATH="$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" \
   cargo test --locked --lib gpu::cuda -- --test-threads 1 "$@"

@@ -62,13 +62,10 @@ fn the_first_usable_device_is_one_that_can_be_opened() {
 
 /// Opens the first device that we support.
 fn open(cuda: &str) -> Option<CudaDevice> {
-    let devices = probe().unwrap_or_default();
-    let Some(info) = devices.into_iter().find(|info| info.check_architecture().is_ok()) else {
-        println!("skipped: this host has no CUDA device of compute capability 8.0 or newer");
-        return None;
-    };
+    let usable = first_usable().inspect_err(|reason| println!("skipped: {reason}"));
+    let ordinal = usable.ok()?;
     let source = KernelSource { cuda: cuda.to_owned(), ptx: PTX };
-    let device = CudaDevice::try_new(info.ordinal, &source).unwrap();
+    let device = CudaDevice::try_new(ordinal, &source).unwrap();
     println!("{}", device.description());
     Some(device)
 }

@@ -193,11 +193,7 @@ pub fn narrow(
     to: Address,
     count: usize,
 ) -> Result<(), DeviceError> {
-    Call::of_format(device, "narrow", format)
-        .address(from)
-        .address(to)
-        .int(count)
-        .launch([count.div_ceil(VALUES), 1, 1], THREADS)
+    convert(Call::of_format(device, "narrow", format), [from, to], count)
 }
 
 /// Converts narrow values to wide ones.
@@ -211,11 +207,11 @@ pub fn widen(
     to: Address,
     count: usize,
 ) -> Result<(), DeviceError> {
-    Call::of_format(device, "widen", format)
-        .address(from)
-        .address(to)
-        .int(count)
-        .launch([count.div_ceil(VALUES), 1, 1], THREADS)
+    convert(Call::of_format(device, "widen", format), [from, to], count)
+}
+
+fn convert(call: Call<'_>, [from, to]: [Address; 2], count: usize) -> Result<(), DeviceError> {
+    call.address(from).address(to).int(count).launch([count.div_ceil(VALUES), 1, 1], THREADS)
 }
 
 /// Arguments of [`gather`].

@@ -10,7 +10,6 @@ use crate::gpu::device::{Address, Product};
 use crate::gpu::heap::Buffer;
 use crate::gpu::kernels::attention::{self, Attention, AttentionWeights};
 use crate::gpu::kernels::folded::{self, Heads};
-use crate::gpu::kernels::rows;
 use crate::model::ops::RowRun;
 
 /// Weights that project encoder states to keys and values, `[2 x width, states width]`.
@@ -174,12 +173,7 @@ impl GpuOps {
         let tokens: usize = parts.iter().map(|part| part.rows()).sum();
         let states = self.concatenated(&parts)?;
         let kv = self.narrow_buffer(tokens * 2 * width)?;
-        let into = Output {
-            out: kv.address(),
-            is_narrow: true,
-            activation: rows::Activation::Identity,
-            residual: None,
-        };
+        let into = Output::narrow(kv.address());
         self.product(states.address(), tokens, projection, into, Sums::Fastest)?;
         let mut sequences = Vec::with_capacity(4 * runs.len());
         let (mut row, mut token) = (0, 0);

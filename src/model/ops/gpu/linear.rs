@@ -33,6 +33,19 @@ pub(super) struct Output {
     pub(super) residual: Option<Address>,
 }
 
+impl Output {
+    /// A wide result, without activation and residual.
+    pub(super) fn wide(out: Address) -> Self {
+        let activation = rows::Activation::Identity;
+        Self { out, is_narrow: false, activation, residual: None }
+    }
+
+    /// A narrow result, without activation and residual.
+    pub(super) fn narrow(out: Address) -> Self {
+        Self { is_narrow: true, ..Self::wide(out) }
+    }
+}
+
 impl From<Activation> for rows::Activation {
     fn from(activation: Activation) -> Self {
         match activation {

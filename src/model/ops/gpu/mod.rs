@@ -339,7 +339,7 @@ impl Ops for GpuOps {
             Epilogue::None | Epilogue::Residual(_) => rows::Activation::Identity,
         };
         let residual = residual.as_ref().map(|residual| residual.address());
-        let into = Output { out: out.address(), is_narrow: false, activation, residual };
+        let into = Output { activation, residual, ..Output::wide(out.address()) };
         self.product(input.address(), x.launched(), weights, into, Sums::Invariant)?;
         Ok(self.wide_act(x.rows(), weights.n, out))
     }
@@ -352,8 +352,7 @@ impl Ops for GpuOps {
     ) -> Result<GpuActivations, BackendError> {
         let normed = self.narrow(&self.norm(x, norm, false)?)?;
         let out = self.narrow_buffer(x.launched() * weights.n)?;
-        let activation = rows::Activation::Identity;
-        let into = Output { out: out.address(), is_narrow: true, activation, residual: None };
+        let into = Output::narrow(out.address());
         self.product(normed.address(), x.launched(), weights, into, Sums::Invariant)?;
         Ok(self.narrow_act(x.rows(), weights.n, out))
     }
@@ -372,15 +371,10 @@ impl Ops for GpuOps {
         };
         let middle = self.narrow_buffer(rows * inner.n)?;
         let activation = activation.into();
-        let into = Output { out: middle.address(), is_narrow: true, activation, residual: None };
+        let into = Output { activation, ..Output::narrow(middle.address()) };
         self.product(input.address(), rows, inner, into, Sums::Invariant)?;
         let out = self.wide_buffer(rows * outer.n)?;
-        let into = Output {
-            out: out.address(),
-            is_narrow: false,
-            activation: rows::Activation::Identity,
-            residual: Some(residual.address()),
-        };
+        let into = Output { residual: Some(residual.address()), ..Output::wide(out.address()) };
         self.product(middle.address(), rows, outer, into, Sums::Invariant)?;
         Ok(self.wide_act(x.rows(), outer.n, out))
     }

@@ -76,7 +76,6 @@ impl Memory {
     }
 
     /// Returns all heaps.
-    #[cfg(test)]
     pub(super) fn heaps(&self) -> [&Arc<Heap>; 3] {
         [&self.lasting, &self.passing, &self.data]
     }
@@ -88,11 +87,9 @@ impl Memory {
 
     /// Returns how many bytes the heaps have allocated, and how many of them are in buffers.
     pub(super) fn bytes(&self) -> [usize; 2] {
-        let heaps = [&self.lasting, &self.passing, &self.data];
-        [
-            heaps.iter().map(|heap| heap.allocated_bytes()).sum(),
-            heaps.iter().map(|heap| heap.used_bytes()).sum(),
-        ]
+        let heaps = self.heaps();
+        [heaps.map(|heap| heap.allocated_bytes()), heaps.map(|heap| heap.used_bytes())]
+            .map(|bytes| bytes.into_iter().sum())
     }
 
     /// Returns the heap for activations.

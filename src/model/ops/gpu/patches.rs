@@ -75,12 +75,7 @@ impl GpuOps {
             },
         )?;
         let embedded = self.wide_buffer(rows * width)?;
-        let into = Output {
-            out: embedded.address(),
-            is_narrow: false,
-            activation: rows::Activation::Identity,
-            residual: None,
-        };
+        let into = Output::wide(embedded.address());
         self.product(patches.address(), rows, linear, into, Sums::Fastest)?;
         let out = self.wide_buffer(images.len() * tokens * width)?;
         rows::embed_patches(

@@ -3,7 +3,8 @@
 //! A settings type implements [`Section`] and describes a section of the settings file, or a part of one. Each of its
 //! fields is one setting. The name that serde sees is the key in the file, with the unit in the name (`_ms`, `_bytes`);
 //! the type of the field is the one that the code uses. If the file writes a value in another form, one of these
-//! modules converts the value (`#[serde(with = "...")]`): [`millis`], [`text`], [`empty_is_none`], [`zero_is_none`].
+//! modules converts the value (`#[serde(with = "...")]`): [`millis`], [`optional_millis`], [`text`], [`empty_is_none`],
+//! [`zero_is_none`].
 //!
 //! `config` fills the settings types and lists them in `config/sections.rs`. The settings themselves are declared in
 //! the folders that use them. Rules about settings of different sections are in `config/validate.rs`.
@@ -89,6 +90,38 @@ pub mod millis {
     /// If the value is not a whole number.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         u64::deserialize(deserializer).map(Duration::from_millis)
+    }
+}
+
+/// An optional time in whole milliseconds, written as 0 if there is none. `config` accepts at most a day.
+pub mod optional_millis {
+    use std::time::Duration;
+
+    use serde::{Deserializer, Serializer};
+
+    use crate::settings::millis;
+
+    /// Writes the milliseconds, rounded down, or 0.
+    ///
+    /// # Errors
+    /// Only those of the serializer.
+    #[expect(clippy::ref_option, reason = "serde passes a reference to the field")]
+    pub fn serialize<S: Serializer>(
+        time: &Option<Duration>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        millis::serialize(&time.unwrap_or_default(), serializer)
+    }
+
+    /// Reads the milliseconds; 0 is `None`.
+    ///
+    /// # Errors
+    /// If the value is not a whole number.
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Duration>, D::Error> {
+        let time = millis::deserialize(deserializer)?;
+        Ok((!time.is_zero()).then_some(time))
     }
 }
 

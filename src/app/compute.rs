@@ -2,12 +2,12 @@
 //! `bench` call it.
 
 use std::num::NonZeroUsize;
-
 use std::sync::Arc;
 
 use super::mock::backend::MockBackend;
 use crate::config::{ComputeSettings, DeviceChoice, DtypeChoice};
-use crate::engine::Rebuild;
+use crate::engine::backend::Backend;
+use crate::engine::{Engine, EngineContext, EngineSettings, StartError, Supervised};
 use crate::gpu::cuda::{self, CommittedBecause, CudaDevice, KernelCode, KernelSource};
 use crate::gpu::device::{self as gpu_device, Device as _};
 use crate::gpu::kernels::source;
@@ -36,21 +36,52 @@ pub(super) enum ChosenOps {
     Gpu(GpuOps),
 }
 
-/// The backend for the worker: loaded models with the function that reloads them, or a mock.
-pub(super) enum LoadedBackend {
-    Kernels(BlipBackend<CpuOps>, Rebuild<BlipBackend<CpuOps>>),
-    Candle(BlipBackend<CandleOps>, Rebuild<BlipBackend<CandleOps>>),
-    Gpu(BlipBackend<GpuOps>, Rebuild<BlipBackend<GpuOps>>),
-    Mock(MockBackend),
+/// The backends of the workers: loaded models with the function that reloads them, or mocks.
+pub(super) enum LoadedBackends {
+    Kernels(Backends<BlipBackend<CpuOps>>),
+    Candle(Backends<BlipBackend<CandleOps>>),
+    Gpu(Backends<BlipBackend<GpuOps>>),
+    Mock(Backends<MockBackend>),
+}
+
+/// One backend for each worker: on the CPU one, else one for each GPU.
+pub(super) struct Backends<B> {
+    pub(super) first: Supervised<B>,
+    pub(super) others: Vec<Supervised<B>>,
+}
+
+impl LoadedBackends {
+    /// Starts one worker for each backend.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub(super) fn start(
+        self,
+        settings: EngineSettings,
+        context: EngineContext,
+    ) -> Result<Engine, StartError> {
+        match self {
+            Self::Kernels(backends) => backends.start(settings, context),
+            Self::Candle(backends) => backends.start(settings, context),
+            Self::Gpu(backends) => backends.start(settings, context),
+            Self::Mock(backends) => backends.start(settings, context),
+        }
+    }
+}
+
+impl<B: Backend + Send + 'static> Backends<B> {
+    fn start(self, settings: EngineSettings, context: EngineContext) -> Result<Engine, StartError> {
+        Engine::start_workers(self.first, self.others, settings, context)
+    }
 }
 
 impl Compute {
     /// Replaces every `auto`. The device becomes the first GPU that the kernels support, if there is one, else the CPU. The
     /// number format becomes bf16 on a GPU and on a CPU with bf16 instructions, which multiply bf16 faster than f32;
-    /// otherwise it becomes f32.
+    /// otherwise it becomes f32. With several GPUs, this is for the first; [`on_others`](Self::on_others) has the others.
     pub(super) fn resolve(settings: ComputeSettings) -> Self {
         let device = match settings.device {
-            DeviceChoice::Cuda(ordinal) => Device::Cuda(ordinal),
+            DeviceChoice::Cuda(gpus) => Device::Cuda(gpus.first()),
             // Only the CPU backend supports int8.
             DeviceChoice::Auto if settings.dtype == DtypeChoice::Int8 => Device::Cpu,
             DeviceChoice::Auto => usable_gpu().map_or(Device::Cpu, Device::Cuda),
@@ -70,6 +101,13 @@ impl Compute {
             level,
             threads: threads.map_or(1, NonZeroUsize::get),
         }
+    }
+
+    /// Returns the same settings for each GPU after the first.
+    pub(super) fn on_others(self, settings: ComputeSettings) -> Vec<Self> {
+        let DeviceChoice::Cuda(gpus) = settings.device else { return Vec::new() };
+        let on = |ordinal| Placement { device: Device::Cuda(ordinal), ..self.placement };
+        gpus.others().map(|ordinal| Self { placement: on(ordinal), ..self }).collect()
     }
 
     /// Returns the instruction set of the CPU kernels.
@@ -175,7 +213,8 @@ impl Compute {
     }
 }
 
-/// Returns the number of the first GPU that can be used. If there is none, logs why the CPU is used.
+/// Returns the ordinal of the first GPU that can be used. If there is none, logs why the CPU is used; if there are more,
+/// logs how to use them.
 fn usable_gpu() -> Option<usize> {
     let log = |reason: &cuda::CudaUnavailable| {
         if reason.is_without_gpu() {
@@ -184,5 +223,13 @@ fn usable_gpu() -> Option<usize> {
             tracing::warn!("using the CPU, because the GPU cannot be used: {reason}");
         }
     };
-    cuda::first_usable().inspect_err(log).ok()
+    let ordinals = cuda::usable().inspect_err(log).ok()?;
+    if ordinals.len() > 1 {
+        let all = ordinals.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        tracing::info!(
+            "using one of {} GPUs; --device cuda:{all} uses all of them",
+            ordinals.len()
+        );
+    }
+    ordinals.first().copied()
 }

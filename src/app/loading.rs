@@ -7,13 +7,13 @@ use std::sync::Arc;
 use anyhow::Context;
 
 use super::bar::LoadBar;
-use super::compute::{ChosenOps, Compute, LoadedBackend};
+use super::compute::{Backends, ChosenOps, Compute, LoadedBackends};
 use super::memory_budget::{MemoryBudget, MemoryLimit};
 use super::start_error::VocabularyMismatch;
 use crate::config::Config;
 use crate::demo::{self, DemoFile, DemoModel};
-use crate::engine::Rebuild;
 use crate::engine::backend::Backend;
+use crate::engine::{Rebuild, Supervised};
 use crate::fairness;
 use crate::http::{Model, Models};
 use crate::hub::{self, CheckpointFiles, CheckpointSource, DownloadProgress, ModelSource};
@@ -27,8 +27,8 @@ use crate::telemetry::metrics::Metrics;
 
 /// The loaded models, in two parts: one for the engine, and one for the HTTP handlers.
 pub(super) struct LoadedModels {
-    /// The backend for the worker thread of the engine.
-    pub(super) backend: LoadedBackend,
+    /// The backends for the worker threads of the engine.
+    pub(super) backends: LoadedBackends,
     /// Model facts and tokenizers, for the HTTP handlers.
     pub(super) models: Models,
 }
@@ -114,31 +114,39 @@ fn load_files(
     let specs: Vec<ModelSpec> = located.iter().map(|located| located.spec.clone()).collect();
     // Check the budget before the weights are loaded; it needs only the headers of the weight files. If the container
     // is too small, the log then gives the reason; without this check, the kernel would kill the process.
-    let device = compute.placement.device;
-    let budget = budget(config, device, weight_bytes(&specs, compute.placement)?);
+    let others = compute.on_others(config.compute);
+    let workers = Workers { device: compute.placement.device, count: 1 + others.len() as u64 };
+    let budget = budget(config, workers, weight_bytes(&specs, compute.placement)?);
     tracing::info!(memory.bound_bytes = budget.total(), "memory allowed by the settings: {budget}");
     budget.check(MemoryLimit::detect()).map_err(anyhow::Error::msg)?;
     let kv_bytes = fairness::with_reserve(config.engine.max_kv_bytes);
-    let load = Load { compute, kv_bytes, specs: &specs, config, located, metrics };
-    match compute.ops(kv_bytes).context("cannot open the device")? {
-        ChosenOps::Kernels(ops) => load.finish(ops, LoadedBackend::Kernels, |ops| match ops {
+    let load = Load { compute, others: &others, kv_bytes, specs: &specs, config, located, metrics };
+    match open(compute, kv_bytes)? {
+        ChosenOps::Kernels(ops) => load.finish(ops, LoadedBackends::Kernels, |ops| match ops {
             ChosenOps::Kernels(ops) => Some(ops),
             ChosenOps::Candle(_) | ChosenOps::Gpu(_) => None,
         }),
-        ChosenOps::Candle(ops) => load.finish(ops, LoadedBackend::Candle, |ops| match ops {
+        ChosenOps::Candle(ops) => load.finish(ops, LoadedBackends::Candle, |ops| match ops {
             ChosenOps::Candle(ops) => Some(ops),
             ChosenOps::Kernels(_) | ChosenOps::Gpu(_) => None,
         }),
-        ChosenOps::Gpu(ops) => load.finish(ops, LoadedBackend::Gpu, |ops| match ops {
+        ChosenOps::Gpu(ops) => load.finish(ops, LoadedBackends::Gpu, |ops| match ops {
             ChosenOps::Gpu(ops) => Some(ops),
             ChosenOps::Kernels(_) | ChosenOps::Candle(_) => None,
         }),
     }
 }
 
+fn open(compute: Compute, kv_bytes: u64) -> anyhow::Result<ChosenOps> {
+    compute.ops(kv_bytes).context("cannot open the device")
+}
+
 /// What is needed to load the models, on whichever operations.
 struct Load<'a> {
     compute: Compute,
+    /// The same for each further GPU, which runs the same models.
+    others: &'a [Compute],
+    /// Bound of the KV caches of each device, in bytes.
     kv_bytes: u64,
     specs: &'a [ModelSpec],
     config: &'a Config,
@@ -147,30 +155,41 @@ struct Load<'a> {
 }
 
 impl Load<'_> {
-    /// Loads the models on `ops`. `pick` takes operations of the same kind, for the models of a later rebuild.
+    /// Loads the models on `ops`, and then on each further GPU. `pick` takes operations of the same kind as `ops`.
     fn finish<O: Ops + 'static>(
         &self,
         ops: O,
-        backend_of: fn(BlipBackend<O>, Rebuild<BlipBackend<O>>) -> LoadedBackend,
+        backends_of: fn(Backends<BlipBackend<O>>) -> LoadedBackends,
         pick: fn(ChosenOps) -> Option<O>,
     ) -> anyhow::Result<LoadedModels> {
-        let backend = load_models(ops, self.specs, self.compute.placement, self.metrics)?;
-        let models = with_tokenizers(&backend, self.config, self.located)?;
-        let rebuild = self.rebuild(&models, pick);
-        Ok(LoadedModels { models, backend: backend_of(backend, rebuild) })
+        let first = load_models(ops, self.specs, self.compute.placement, self.metrics)?;
+        let models = with_tokenizers(&first, self.config, self.located)?;
+        let reload = |compute| self.reload(compute, &models, pick);
+        let on_further_gpu = |&compute: &Compute| {
+            let mut rebuild = reload(compute);
+            let backend = rebuild().map_err(anyhow::Error::from_boxed);
+            let on = || format!("cannot load the models on {}", compute.placement.device);
+            Ok(Supervised { backend: backend.with_context(on)?, rebuild: Some(rebuild) })
+        };
+        let others = self.others.iter().map(on_further_gpu).collect::<anyhow::Result<_>>()?;
+        let first = Supervised { backend: first, rebuild: Some(reload(self.compute)) };
+        Ok(LoadedModels { backends: backends_of(Backends { first, others }), models })
     }
 
-    /// Creates the function with which the worker reloads the same models from the same files after a device failure.
-    fn rebuild<O: Ops + 'static>(
+    /// Creates the function that opens a device and loads the same models from the same files: on a further GPU, and after
+    /// a device failure.
+    fn reload<O: Ops + 'static>(
         &self,
+        compute: Compute,
         models: &Models,
         pick: fn(ChosenOps) -> Option<O>,
     ) -> Rebuild<BlipBackend<O>> {
-        let (compute, kv_bytes) = (self.compute, self.kv_bytes);
+        let kv_bytes = self.kv_bytes;
         let (specs, metrics) = (self.specs.to_vec(), Arc::clone(self.metrics));
         let models = models.clone();
         Box::new(move || {
-            let ops = pick(compute.ops(kv_bytes)?).context("the device changed since the start")?;
+            let ops =
+                pick(open(compute, kv_bytes)?).context("the device changed since the start")?;
             let backend = load_models(ops, &specs, compute.placement, &metrics)?;
             // The weight files may have changed since startup. The tokenizers are still those loaded at startup, so check
             // that they match the new weights.
@@ -354,10 +373,19 @@ fn weight_bytes(specs: &[ModelSpec], placement: Placement) -> anyhow::Result<u64
     Ok(parameters * hundredths / 100)
 }
 
+/// The workers that share the memory of the host.
+#[derive(Debug, Clone, Copy)]
+struct Workers {
+    /// The device of the first worker. The others are on devices of the same kind.
+    device: Device,
+    /// At least 1.
+    count: u64,
+}
+
 /// Returns what the settings allow in the memory of the host. On a GPU, features and KV caches are in the memory of the
-/// device.
-fn budget(config: &Config, device: Device, weights: u64) -> MemoryBudget {
-    let on_host = |bytes: u64| match device {
+/// device. Each worker admits requests of its own.
+fn budget(config: &Config, workers: Workers, weights: u64) -> MemoryBudget {
+    let on_host = |bytes: u64| match workers.device {
         Device::Cpu => bytes,
         Device::Cuda(_) => 0,
     };
@@ -365,7 +393,7 @@ fn budget(config: &Config, device: Device, weights: u64) -> MemoryBudget {
         weights,
         // Includes the reserve, a quarter on top of the capacity, for clients that currently use little memory; the KV
         // cache has the same reserve.
-        bodies: fairness::with_reserve(config.engine.capacity_bytes),
+        bodies: fairness::with_reserve(config.engine.capacity_bytes) * workers.count,
         bulk: config.http.bulk.most_bytes(),
         fetched: config.fetch.most_bytes(config.http.input.max_image_bytes),
         decoding: config.images.decode_budget_bytes,
@@ -383,6 +411,8 @@ mod tests {
     use super::*;
     use crate::config::{Environment, Flags, load};
 
+    const CPU: Workers = Workers { device: Device::Cpu, count: 1 };
+
     /// The server refuses to start in a container whose limit is below what its settings allow.
     #[test]
     fn the_containers_of_the_repository_have_the_memory_that_their_settings_allow() {
@@ -390,9 +420,9 @@ mod tests {
         let flags = Flags { config: Some(root.join("config/docker.toml")), ..Flags::default() };
         let config = load(&flags, &Environment::default()).unwrap();
         // 3.5 GB of weights of three base models in f32.
-        let on_cpu = |weights| budget(&config, Device::Cpu, weights);
+        let on_cpu = |weights| budget(&config, CPU, weights);
         let (demo, official) = (on_cpu(64 << 20), on_cpu(3_500_000_000));
-        let on_gpu = budget(&config, Device::Cuda(0), 0);
+        let on_gpu = budget(&config, Workers { device: Device::Cuda(0), count: 1 }, 0);
         for (file, before, unit, needed) in [
             ("docker-compose.yml", "      - demo", "g\n", demo),
             ("docker-compose.yml", "      - official", "g\n", official),
@@ -422,7 +452,7 @@ mod tests {
             let own = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
             let environment: Environment = variables.into_iter().map(own).collect();
             let config = load(&Flags::default(), &environment).unwrap();
-            budget(&config, Device::Cpu, 0).fetched
+            budget(&config, CPU, 0).fetched
         };
         assert_eq!([fetched("false"), fetched("true")], [0, 3_000_000]);
     }

@@ -39,7 +39,7 @@ use crate::http::{self, Drained, HttpState, Listener, Services};
 use crate::images::{Images, ImagesSettings};
 use crate::platform;
 use crate::telemetry::metrics::Metrics;
-use compute::{Compute, LoadedBackend};
+use compute::Compute;
 pub use local::LocalService;
 pub use mock::MockSettings;
 pub use start_error::is_checkpoint_fault;
@@ -237,19 +237,7 @@ impl App {
         let settings = config.engine.clone();
         let context =
             EngineContext::new(Arc::clone(&self.metrics), Arc::clone(self.state.lifecycle()));
-        let engine = match loaded.backend {
-            LoadedBackend::Kernels(backend, rebuild) => {
-                Engine::start_supervised(backend, rebuild, settings, context)
-            }
-            LoadedBackend::Gpu(backend, rebuild) => {
-                Engine::start_supervised(backend, rebuild, settings, context)
-            }
-            LoadedBackend::Candle(backend, rebuild) => {
-                Engine::start_supervised(backend, rebuild, settings, context)
-            }
-            LoadedBackend::Mock(backend) => Engine::start(backend, settings, context),
-        };
-        let engine = engine.context("cannot start the engine")?;
+        let engine = loaded.backends.start(settings, context).context("cannot start the engine")?;
         measure(&engine.handle()).await?;
         self.state.set_ready(Services {
             engine: engine.handle(),
@@ -337,6 +325,10 @@ mod tests {
         app_with(EngineSettings::default())
     }
 
+    fn worker_up(app: &App) -> i64 {
+        app.metrics.worker_up.with_label_values(&["0"]).get()
+    }
+
     fn app_with(
         settings: EngineSettings,
     ) -> (App, Engine, crate::engine::testing::fake::FakeControl) {
@@ -353,7 +345,7 @@ mod tests {
         let (app, engine, control) = app();
         let handle = engine.handle();
         app.state.lifecycle().loaded();
-        assert_eq!((app.metrics.ready.get(), app.metrics.worker_up.get()), (1, 1));
+        assert_eq!((app.metrics.ready.get(), worker_up(&app)), (1, 1));
         control.kill_worker();
         let mut admission =
             handle.admit(ClientId::default(), 0, Instant::now() + Duration::from_secs(30));
@@ -369,7 +361,7 @@ mod tests {
         let (never, closing) = (CancellationToken::new(), CancellationToken::new());
         assert_eq!(app.run(&handle, &never, &closing).await, Err(WorkerEnded));
         assert!(closing.is_cancelled());
-        assert_eq!((app.metrics.ready.get(), app.metrics.worker_up.get()), (0, 0));
+        assert_eq!((app.metrics.ready.get(), worker_up(&app)), (0, 0));
         assert_eq!(reply.await, Err(crate::engine::EngineError::WorkerDown));
     }
 

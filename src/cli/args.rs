@@ -263,7 +263,7 @@ pub(super) struct ModelSettings {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Settings")]
 pub(super) struct ComputeSettings {
-    /// Device that runs the models: auto, cpu, cuda or cuda:N [default: auto]
+    /// Device that runs the models: auto, cpu, cuda, cuda:N, or several GPUs such as cuda:0,1 [default: auto]
     #[arg(long)]
     device: Option<String>,
     /// Number format of weights and activations: auto, f32, bf16, f16 or int8 [default: auto]

@@ -1,6 +1,7 @@
 //! The command `mock`: runs the same server as `serve`, but with mock models that have fixed latencies and meaningless
 //! answers. It is used for load tests of proxies, limits and dashboards, and of the server itself.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use clap::Args;
@@ -13,6 +14,9 @@ use crate::config::Config;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Mock")]
 pub(super) struct MockArguments {
+    /// Number of workers, each with models of its own, like those of several GPUs
+    #[arg(long, value_name = "N", default_value = "1")]
+    workers: NonZeroUsize,
     /// Additional microseconds per image that the vision tower encodes
     #[arg(long, value_name = "N", default_value = "2000")]
     image_us: u64,
@@ -36,6 +40,7 @@ pub(super) struct MockArguments {
 impl MockArguments {
     fn settings(&self) -> MockSettings {
         MockSettings {
+            workers: self.workers,
             unit_time: Duration::from_micros(self.unit_us),
             image_time: Duration::from_micros(self.image_us),
             token_time: Duration::from_micros(self.token_us),

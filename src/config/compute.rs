@@ -13,6 +13,11 @@ use crate::settings::{InvalidSetting, NotAccepted, Section, require, text, zero_
 /// Upper bound of `compute.threads`, which is more than the number of cores of any machine.
 const MAX_THREADS: usize = 1024;
 
+/// The accepted values of `compute.device`.
+const DEVICES: NotAccepted = NotAccepted(
+    "auto, cpu, cuda, cuda:N, or several GPUs as cuda:N,N (each once, numbers below 64)",
+);
+
 /// Settings of the device that runs the models, as configured: `auto` is not resolved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -54,8 +59,57 @@ pub enum DeviceChoice {
     Auto,
     /// The CPU of this machine, even if it has a GPU.
     Cpu,
-    /// The NVIDIA GPU with this ordinal.
-    Cuda(usize),
+    /// These NVIDIA GPUs. Each runs all models, with a worker of its own.
+    Cuda(Gpus),
+}
+
+/// A set of NVIDIA GPUs, by their ordinals; never empty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gpus(
+    /// Bit n: the GPU with ordinal n.
+    u64,
+);
+
+impl Gpus {
+    /// Number of ordinals that a set can hold. No machine has as many GPUs.
+    const MOST: usize = 64;
+
+    /// Returns the set of one GPU; `None` if its ordinal is too large.
+    #[must_use]
+    pub fn one(ordinal: usize) -> Option<Self> {
+        (ordinal < Self::MOST).then(|| Self(1 << ordinal))
+    }
+
+    /// Returns the first ordinal.
+    #[must_use]
+    pub fn first(self) -> usize {
+        self.0.trailing_zeros() as usize
+    }
+
+    /// Returns the ordinals after the first, in rising order.
+    pub fn others(self) -> impl Iterator<Item = usize> {
+        (self.first() + 1..Self::MOST).filter(move |&ordinal| self.0 >> ordinal & 1 == 1)
+    }
+}
+
+impl FromStr for Gpus {
+    type Err = NotAccepted;
+
+    /// Reads ordinals separated by commas, each at most once.
+    fn from_str(text: &str) -> Result<Self, NotAccepted> {
+        text.split(',').try_fold(Self(0), |all, ordinal| {
+            let gpu = ordinal.parse().ok().and_then(Self::one);
+            let gpu = gpu.filter(|gpu| all.0 & gpu.0 == 0).ok_or(DEVICES)?;
+            Ok(Self(all.0 | gpu.0))
+        })
+    }
+}
+
+impl fmt::Display for Gpus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.first())?;
+        self.others().try_for_each(|ordinal| write!(f, ",{ordinal}"))
+    }
 }
 
 /// The number format of weights and activations (`compute.dtype`).
@@ -80,11 +134,8 @@ impl FromStr for DeviceChoice {
         match text {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
-            "cuda" => Ok(Self::Cuda(0)),
-            _ => {
-                let ordinal = text.strip_prefix("cuda:").and_then(|ordinal| ordinal.parse().ok());
-                ordinal.map(Self::Cuda).ok_or(NotAccepted("auto, cpu, cuda, cuda:N"))
-            }
+            "cuda" => "0".parse().map(Self::Cuda),
+            _ => text.strip_prefix("cuda:").ok_or(DEVICES)?.parse().map(Self::Cuda),
         }
     }
 }
@@ -109,7 +160,7 @@ impl fmt::Display for DeviceChoice {
         match self {
             Self::Auto => f.write_str("auto"),
             Self::Cpu => f.write_str("cpu"),
-            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+            Self::Cuda(gpus) => write!(f, "cuda:{gpus}"),
         }
     }
 }
@@ -164,11 +215,20 @@ mod tests {
 
     #[test]
     fn devices_are_read_with_and_without_ordinal() {
-        assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));
-        assert_eq!("cuda:3".parse(), Ok(DeviceChoice::Cuda(3)));
-        for wrong in ["", "metal", "CPU", "cuda:", "cuda:-1", "cuda:x"] {
-            let accepted = Err(NotAccepted("auto, cpu, cuda, cuda:N"));
-            assert_eq!(wrong.parse::<DeviceChoice>(), accepted, "{wrong}");
+        let one = |ordinal| Ok(DeviceChoice::Cuda(Gpus::one(ordinal).unwrap()));
+        assert_eq!("cuda".parse(), one(0));
+        assert_eq!("cuda:3".parse(), one(3));
+        for wrong in
+            ["", "metal", "CPU", "cuda:", "cuda:-1", "cuda:x", "cuda:64", "cuda:1,1", "cuda:1,"]
+        {
+            assert_eq!(wrong.parse::<DeviceChoice>(), Err(DEVICES), "{wrong}");
         }
+    }
+
+    #[test]
+    fn several_gpus_are_read_in_any_order_and_written_in_rising_order() {
+        let Ok(DeviceChoice::Cuda(gpus)) = "cuda:3,0,63".parse() else { panic!("three GPUs") };
+        assert_eq!((gpus.first(), gpus.others().collect::<Vec<_>>()), (0, vec![3, 63]));
+        assert_eq!(DeviceChoice::Cuda(gpus).to_string(), "cuda:0,3,63");
     }
 }

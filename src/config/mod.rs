@@ -25,7 +25,7 @@ mod validate;
 
 use std::net::SocketAddr;
 
-pub use compute::{ComputeSettings, DeviceChoice, DtypeChoice};
+pub use compute::{ComputeSettings, DeviceChoice, DtypeChoice, Gpus};
 pub use error::ConfigError;
 pub use load::{Environment, Flags, load, process_environment};
 pub use sections::RawConfig;

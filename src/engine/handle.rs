@@ -1,4 +1,8 @@
 //! The engine's API for `http`: admission, submission, replies, drain. Clones share one engine.
+//!
+//! An engine has one worker for each device, and each worker has its own queue, admission control and caches. A call is
+//! admitted to the worker with the shortest queue, and stays there. Only the lines of a bulk request are calls of their
+//! own, so one bulk request can occupy all workers.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -10,29 +14,26 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::admission::{CallReservation, Estimates};
-use super::shared::{EngineStats, Shared};
-use super::sync::{SyncSender, TrySendError};
+use super::shared::{EngineStats, Shared, device_of};
+use super::sync::TrySendError;
 use super::worker::{Message, Submission};
-use super::{EngineError, EngineSettings, Phase, WarmUpError};
+use super::worker_handle::{WorkerHandle, longest_heartbeat_age};
+use super::{EngineError, EngineSettings, Lifecycle, Phase, WarmUpError};
 use crate::fairness::{CallId, ClientId};
-use crate::task::{ModelId, ModelInfo, Task, TaskOutput, TaskTiming, TokenLogprob};
+use crate::task::{Device, ModelId, ModelInfo, Task, TaskOutput, TaskTiming, TokenLogprob};
 
 /// Number of tokens by which a stream's reader may lag behind. If it lags further, its task is cancelled. Equals the
 /// default limit on `max_new_tokens`, so with that limit no reader can lag too far.
 const STREAM_TOKENS: usize = 64;
 
-/// A backend that is being rebuilt counts as hung only after this many times `worker_hang_limit`, because a rebuild
-/// reads gigabytes of weights.
-const REBUILD_PATIENCE: u32 = 10;
-
-/// Longest interval between two checks of the worker's heartbeat.
+/// Longest interval between two checks of the workers' heartbeats.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// The API of the engine, for `http` and `app`. Cheap to clone.
 #[derive(Clone)]
 pub struct EngineHandle {
-    shared: Arc<Shared>,
-    inbox: SyncSender<Message>,
+    /// At least one.
+    workers: Arc<[WorkerHandle]>,
 }
 
 impl std::fmt::Debug for EngineHandle {
@@ -48,7 +49,9 @@ impl std::fmt::Debug for EngineHandle {
 /// submitted through it have ended.
 #[derive(Debug)]
 pub struct Admission {
-    handle: EngineHandle,
+    engine: EngineHandle,
+    /// The worker that runs the call.
+    worker: WorkerHandle,
     reservation: CallReservation,
     admitted: Instant,
     deadline: Instant,
@@ -74,7 +77,7 @@ pub struct Answered {
 #[derive(Debug)]
 pub struct Reply {
     answer: oneshot::Receiver<Result<Answered, EngineError>>,
-    /// Resolves when the worker is declared hung, because then the answer will never come.
+    /// Resolves when a worker is declared hung, because then the answer will never come.
     hung: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
@@ -83,69 +86,79 @@ pub struct Reply {
 pub struct TokenStream(mpsc::Receiver<TokenLogprob>);
 
 impl EngineHandle {
-    pub(super) fn new(shared: Arc<Shared>, inbox: SyncSender<Message>) -> Self {
-        Self { shared, inbox }
+    /// Creates a handle to workers that serve the same models with the same settings.
+    pub(super) fn new(first: WorkerHandle, others: Vec<WorkerHandle>) -> Self {
+        Self { workers: std::iter::once(first).chain(others).collect() }
     }
 
-    /// Returns the loaded models; `ModelId(i)` is at index i.
+    fn first(&self) -> &Shared {
+        &self.workers[0].shared
+    }
+
+    /// Returns the loaded models; `ModelId(i)` is at index i. With several workers, `device` is that of the first.
     #[must_use]
     pub fn models(&self) -> &[ModelInfo] {
-        &self.shared.models
+        &self.first().models
     }
 
-    /// Returns the limits and the scheduling policy in use.
+    /// Returns the device of each worker.
+    pub fn devices(&self) -> impl Iterator<Item = Device> + '_ {
+        self.workers.iter().map(|worker| device_of(&worker.shared.models))
+    }
+
+    /// Returns the limits and the scheduling policy of each worker.
     #[must_use]
     pub fn settings(&self) -> &EngineSettings {
-        &self.shared.settings
+        &self.first().settings
     }
 
-    /// Returns the costs that the worker has measured so far, which admission control uses.
+    /// Returns the costs that the first worker has measured so far, which its admission control uses.
     #[must_use]
     pub fn estimates(&self) -> Estimates {
-        self.shared.admission.estimates()
+        self.first().admission.estimates()
     }
 
-    /// Returns counts of what the worker has done so far.
+    /// Returns counts of what the workers have done so far.
     #[must_use]
     pub fn stats(&self) -> EngineStats {
-        self.shared.counters.snapshot()
+        let mut stats = EngineStats::default();
+        for worker in self.workers.iter() {
+            stats.add(worker.shared.counters.snapshot());
+        }
+        stats
     }
 
     /// Returns the number of rows that are reserved for calls and tasks in progress.
     #[must_use]
     pub fn rows(&self) -> usize {
-        self.shared.admission.rows()
+        self.workers.iter().map(|worker| worker.shared.admission.rows()).sum()
     }
 
-    /// Returns the time since the worker's last heartbeat. It is at most about a second when the worker is idle, and at
-    /// most the time of one work unit when it is busy.
+    /// Returns the time since the last heartbeat of the worker whose heartbeat is the oldest. It is at most about a
+    /// second when that worker is idle, and at most the time of one work unit when it is busy.
     #[must_use]
     pub fn heartbeat_age(&self) -> Duration {
-        self.shared.heartbeat.age()
+        longest_heartbeat_age(&self.workers)
     }
 
-    /// Returns the current phase of the process, as the engine sees it. The phase is also `Down` if the worker has had
-    /// no heartbeat for `worker_hang_limit` (ten times that during a rebuild); [`lost`](Self::lost) later confirms that
-    /// the worker is hung.
+    /// Returns the current phase of the process, as the engine sees it. The phase is also `Down` if a worker has had no
+    /// heartbeat for `worker_hang_limit` (ten times that during a rebuild); [`lost`](Self::lost) later confirms that the
+    /// worker is hung.
     #[must_use]
     pub fn phase(&self) -> Phase {
-        let phase = self.shared.lifecycle.phase();
-        let patience = if phase == Phase::Rebuilding { REBUILD_PATIENCE } else { 1 };
-        let limit = self.shared.settings.worker_hang_limit * patience;
-        if self.heartbeat_age() > limit { Phase::Down } else { phase }
+        let overdue = self.workers.iter().any(WorkerHandle::is_overdue);
+        if overdue { Phase::Down } else { self.lifecycle().phase() }
     }
 
-    /// Runs one small work unit of each kind, so that admission control has cost estimates before the first request.
-    /// Call this before any request. The warm-up does not show in metrics or statistics.
+    /// Runs one small work unit of each kind on every worker, so that admission control has cost estimates before the
+    /// first request. Call this before any request. The warm-up does not show in metrics or statistics.
     ///
     /// # Errors
-    /// `ModelFailed` if a unit fails or returns non-finite numbers; `WorkerDown` if the worker ends before or during
-    /// the warm-up.
+    /// `ModelFailed` if a unit fails or returns non-finite numbers; `WorkerDown` if a worker ends before or during the
+    /// warm-up.
     pub async fn warm_up(&self) -> Result<(), WarmUpError> {
-        let (done, warmed) = oneshot::channel();
-        // Before the first request the inbox has room. If it is full or closed, there is no worker that would answer.
-        self.inbox.try_send(Message::WarmUp(done)).map_err(|_| WarmUpError::WorkerDown)?;
-        warmed.await.unwrap_or(Err(WarmUpError::WorkerDown))
+        let warming = self.workers.iter().map(WorkerHandle::warm_up);
+        futures_util::future::try_join_all(warming).await.map(drop)
     }
 
     /// Admits a call of `client` that must be answered by `deadline`, if one row and `bytes` (the declared body length)
@@ -159,12 +172,10 @@ impl EngineHandle {
         bytes: u64,
         deadline: Instant,
     ) -> Result<Admission, EngineError> {
-        if !self.shared.lifecycle.worker_takes_tasks() {
-            return Err(EngineError::WorkerDown);
-        }
-        let admitted = self.shared.clock.now();
-        let reservation = self.shared.admission.admit(client, bytes, deadline, admitted)?;
-        Ok(Admission { handle: self.clone(), reservation, admitted, deadline })
+        let worker = self.shortest_queue().ok_or(EngineError::WorkerDown)?;
+        let admitted = worker.shared.clock.now();
+        let reservation = worker.shared.admission.admit(client, bytes, deadline, admitted)?;
+        Ok(self.admission(worker, reservation, admitted, deadline))
     }
 
     /// Admits a call of the client's bulk work. It reserves nothing yet, and is not rejected when the engine is busy.
@@ -176,57 +187,76 @@ impl EngineHandle {
         client: ClientId,
         deadline: Instant,
     ) -> Result<Admission, EngineError> {
-        if !self.shared.lifecycle.worker_takes_tasks() {
-            return Err(EngineError::WorkerDown);
+        let worker = self.shortest_queue().ok_or(EngineError::WorkerDown)?;
+        let admitted = worker.shared.clock.now();
+        let reservation = worker.shared.admission.admit_bulk(client)?;
+        Ok(self.admission(worker, reservation, admitted, deadline))
+    }
+
+    fn admission(
+        &self,
+        worker: &WorkerHandle,
+        reservation: CallReservation,
+        admitted: Instant,
+        deadline: Instant,
+    ) -> Admission {
+        let (engine, worker) = (self.clone(), worker.clone());
+        Admission { engine, worker, reservation, admitted, deadline }
+    }
+
+    /// Returns the worker with the shortest queue, among those that take tasks.
+    fn shortest_queue(&self) -> Option<&WorkerHandle> {
+        let mut takers = self.workers.iter().filter(|worker| worker.shared.lifecycle.takes_tasks());
+        if self.workers.len() == 1 {
+            return takers.next();
         }
-        let admitted = self.shared.clock.now();
-        let reservation = self.shared.admission.admit_bulk(client)?;
-        Ok(Admission { handle: self.clone(), reservation, admitted, deadline })
+        takers.min_by_key(|worker| worker.shared.admission.queue_length())
     }
 
     /// Starts draining: new calls are rejected, admitted calls continue.
     pub fn drain(&self) {
-        self.shared.drain();
-        self.wake();
+        self.tell(Shared::drain);
     }
 
     /// Resolves when the engine drains: it admits no new calls from now on.
     pub async fn draining(&self) {
-        self.shared.lifecycle.draining().await;
+        self.lifecycle().draining().await;
     }
 
-    /// Resolves when the worker thread has ended, for any reason.
+    /// Resolves when a worker thread has ended, for any reason.
     pub async fn ended(&self) {
-        self.shared.lifecycle.ended().await;
+        self.lifecycle().ended().await;
     }
 
-    /// Resolves when the worker can never answer again because its thread has ended or hangs. Replies that are still
+    /// Resolves when a worker can never answer again because its thread has ended or hangs. Replies that are still
     /// awaited then resolve to `WorkerDown`. Nothing else detects a hanging worker, so some task must await this
     /// function.
     pub async fn lost(&self) {
-        let look = (self.shared.settings.worker_hang_limit / 4).min(LOOK);
+        let look = (self.settings().worker_hang_limit / 4).min(LOOK);
         // After the process was suspended (SIGSTOP), the last heartbeat looks old even if the worker is healthy. So the
         // worker gets one more interval to renew the heartbeat.
-        let mut suspected = None;
+        let mut suspected = vec![None; self.workers.len()];
         loop {
             tokio::select! {
                 biased;
-                () = self.shared.lifecycle.ended() => return,
+                () = self.lifecycle().ended() => return,
                 () = tokio::time::sleep(look) => {}
             }
-            let beat = (self.phase() == Phase::Down).then(|| self.shared.heartbeat.last());
-            if beat.is_some() && beat == suspected {
-                self.shared.lifecycle.worker_hangs();
-                return;
+            for (worker, suspected) in self.workers.iter().zip(&mut suspected) {
+                let beat = worker.is_overdue().then(|| worker.shared.heartbeat.last());
+                if beat.is_some() && beat == *suspected {
+                    worker.shared.lifecycle.hangs();
+                    return;
+                }
+                *suspected = beat;
             }
-            suspected = beat;
         }
     }
 
     /// Resolves when no call can be answered any more. The result is `ShuttingDown` at the end of the drain time, or
-    /// `WorkerDown` if the worker has ended or hangs.
+    /// `WorkerDown` if a worker has ended or hangs.
     pub async fn closed(&self) -> EngineError {
-        let lifecycle = &self.shared.lifecycle;
+        let lifecycle = self.lifecycle();
         tokio::select! {
             biased;
             () = lifecycle.aborted() => EngineError::ShuttingDown,
@@ -235,27 +265,40 @@ impl EngineHandle {
         }
     }
 
-    /// Resolves when all admitted calls have ended and released their reservations.
+    /// Resolves when all admitted calls have ended and released their reservations. Call it after
+    /// [`drain`](Self::drain) or [`abort`](Self::abort).
     pub async fn drained(&self) {
-        self.shared.admission.emptied().await;
+        let admissions = || self.workers.iter().map(|worker| &worker.shared.admission);
+        // While the last worker's calls end, a bulk request may still submit a line to the first. It ends after its
+        // lines. So once no worker has a call, no further call can begin.
+        while !admissions().all(|admission| admission.is_empty()) {
+            for admission in admissions() {
+                admission.emptied().await;
+            }
+        }
     }
 
     /// Ends the drain time: stops admission, and ends every waiting or running task with `ShuttingDown`. A work unit
     /// in progress completes first.
     pub fn abort(&self) {
-        self.shared.abort();
-        self.wake();
+        self.tell(Shared::abort);
     }
 
-    /// Asks the worker to end when it has no tasks left.
+    /// Admits no more calls, and asks the workers to end when they have no tasks left.
     pub(super) fn stop(&self) {
-        self.shared.stop();
-        self.wake();
+        self.tell(Shared::stop);
     }
 
-    fn wake(&self) {
-        // If the inbox is full, the worker wakes up anyway. If it is closed, there is no worker.
-        let _ = self.inbox.try_send(Message::Wake);
+    /// Changes the state of every worker, and lets its thread notice.
+    fn tell(&self, change: fn(&Shared)) {
+        for worker in self.workers.iter() {
+            change(&worker.shared);
+            worker.wake();
+        }
+    }
+
+    fn lifecycle(&self) -> &Lifecycle {
+        self.first().lifecycle.process()
     }
 }
 
@@ -268,8 +311,8 @@ impl Admission {
     /// `Overloaded`, `TooManyRows`, `TooLargeForDeadline`, `DeadlineExceeded`, `ShuttingDown`. `ShuttingDown`
     /// occurs only after an abort, because a drain lets admitted calls finish.
     pub fn reserve(&mut self, rows: usize, images: usize) -> Result<(), EngineError> {
-        let shared = &self.handle.shared;
-        if shared.lifecycle.is_aborted() {
+        let shared = &self.worker.shared;
+        if shared.is_aborted() {
             return Err(EngineError::ShuttingDown);
         }
         let left = self.deadline.saturating_duration_since(shared.clock.now());
@@ -301,7 +344,7 @@ impl Admission {
         images: usize,
         bytes: u64,
     ) -> Result<(), EngineError> {
-        let lifecycle = &self.handle.shared.lifecycle;
+        let lifecycle = self.engine.lifecycle();
         tokio::select! {
             biased;
             () = lifecycle.aborted() => Err(EngineError::ShuttingDown),
@@ -309,13 +352,14 @@ impl Admission {
         }
     }
 
-    /// Admits a further call for a part of this one, with its own deadline. It is admitted even during a drain, because
-    /// it belongs to an admitted call, and reserves nothing yet.
+    /// Admits a further call for a part of this one, with its own deadline, to the worker with the shortest queue. It is
+    /// admitted even during a drain, because it belongs to an admitted call, and reserves nothing yet.
     #[must_use]
     pub fn admit_part(&self, deadline: Instant) -> Self {
-        let admitted = self.handle.shared.clock.now();
-        let reservation = self.reservation.admit_part();
-        Self { handle: self.handle.clone(), reservation, admitted, deadline }
+        let worker = self.engine.shortest_queue().unwrap_or(&self.worker);
+        let admitted = worker.shared.clock.now();
+        let reservation = worker.shared.admission.admit_part(&self.reservation);
+        self.engine.admission(worker, reservation, admitted, deadline)
     }
 
     /// Rejects the call if `wait` is too long. `wait` is the call's estimated wait outside the engine, before its tasks
@@ -324,7 +368,7 @@ impl Admission {
     /// # Errors
     /// `Overloaded`.
     pub fn check_wait(&self, wait: Duration) -> Result<(), EngineError> {
-        let left = self.deadline.saturating_duration_since(self.handle.shared.clock.now());
+        let left = self.deadline.saturating_duration_since(self.worker.shared.clock.now());
         self.reservation.check_wait(wait, left)
     }
 
@@ -372,17 +416,16 @@ impl Admission {
         task: Task,
         stream: Option<mpsc::Sender<TokenLogprob>>,
     ) -> Reply {
-        if !self.handle.shared.lifecycle.worker_takes_tasks() || crate::faults::at("engine::submit")
-        {
+        if !self.worker.shared.lifecycle.takes_tasks() || crate::faults::at("engine::submit") {
             return self.refused(EngineError::WorkerDown);
         }
         let (sender, reply) = oneshot::channel();
-        let shared = &self.handle.shared;
+        let shared = &self.worker.shared;
         let task_reservation = match self
             .reservation
             .reserve_task(task.shape().rows, task.distinct_images().0.len())
         {
-            Ok(reserved) if !shared.lifecycle.is_aborted() => reserved,
+            Ok(reserved) if !shared.is_aborted() => reserved,
             Ok(_) => return self.refused(EngineError::ShuttingDown),
             Err(error) => return self.refused(error),
         };
@@ -396,7 +439,7 @@ impl Admission {
             reply: sender,
             stream,
         };
-        match self.handle.inbox.try_send(Message::Task(Box::new(submission))) {
+        match self.worker.inbox.try_send(Message::Task(Box::new(submission))) {
             // The closed inbox drops the message, which resolves the reply as `WorkerDown`.
             Ok(()) | Err(TrySendError::Disconnected(_)) => Reply::new(reply, shared),
             Err(TrySendError::Full(_)) => {
@@ -413,13 +456,13 @@ impl Admission {
         let (sender, reply) = oneshot::channel();
         // The receiver is alive, so sending cannot fail.
         let _ = sender.send(Err(error));
-        Reply::new(reply, &self.handle.shared)
+        Reply::new(reply, &self.worker.shared)
     }
 }
 
 impl Reply {
     fn new(answer: oneshot::Receiver<Result<Answered, EngineError>>, shared: &Shared) -> Self {
-        Self { answer, hung: Box::pin(shared.lifecycle.hung()) }
+        Self { answer, hung: Box::pin(shared.lifecycle.process().hung()) }
     }
 }
 

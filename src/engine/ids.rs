@@ -1,8 +1,22 @@
 //! Ids of tasks, rows and groups, and the key of an image's features. Ids are plain numbers, unique within one engine's
 //! lifetime.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 pub(crate) use crate::fairness::CallId;
 use crate::task::{ImageId, PreparedImage, Preprocessing, Scope, VisionOutput};
+
+/// Source of the numbers of calls. The workers of one engine share it, so that no two calls of a client have one number.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct CallNumbers(Arc<AtomicU64>);
+
+impl CallNumbers {
+    /// Returns a number that was not returned before.
+    pub(crate) fn next(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed)
+    }
+}
 
 /// Id of one submitted task of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

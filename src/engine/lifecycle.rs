@@ -1,18 +1,22 @@
 //! The lifecycle of the serving process: loading, ready, rebuilding, draining, down.
 //!
 //! [`Lifecycle`] holds the state, and all readers read it here. The state is changed by `app`, through the HTTP state
-//! and the engine's handle (loading, shutdown), and by the worker thread (rebuilding, end). The gauges `blip_ready`,
-//! `blip_draining` and `blip_worker_up` only mirror the state: [`Lifecycle::change`] sets them, and nothing reads them.
+//! and the engine's handle (loading, shutdown), and by the worker threads (rebuilding, end), each through its
+//! [`WorkerLifecycle`]. The gauges `blip_ready`, `blip_draining` and `blip_worker_up` only mirror the state:
+//! [`Lifecycle::change`] sets them, and nothing reads them.
 //!
 //! ```text
 //! Loading ──> Ready <──> Rebuilding      any phase ──> Draining   shutdown: announced, draining, aborted
-//!                                        any but Loading ──> Down the worker has ended or hangs; final
+//!                                        any but Loading ──> Down a worker has ended or hangs; final
 //! ```
+//!
+//! With several workers, one for each GPU, the process is ready while at least one of them runs. It is down as soon as one
+//! of them has ended or hangs: a restart of the process is the only way to get that GPU back.
 
 use std::fmt;
 use std::sync::{Arc, PoisonError};
 
-use prometheus::IntGauge;
+use prometheus::{IntGauge, IntGaugeVec};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::sync::{Mutex, MutexGuard};
@@ -25,12 +29,12 @@ pub enum Phase {
     Loading,
     /// Calls are admitted and answered.
     Ready,
-    /// The backend failed and is being rebuilt. Nothing is admitted until it works again.
+    /// Every worker's backend failed and is being rebuilt. Nothing is admitted until one of them works again.
     Rebuilding,
     /// The process is shutting down (graceful shutdown). At first it still admits calls, so that load balancers can
     /// react. Later it only finishes the calls that it has admitted.
     Draining,
-    /// The worker thread has ended or hangs. Only a restart of the process helps.
+    /// A worker thread has ended or hangs. Only a restart of the process helps.
     Down,
 }
 
@@ -39,10 +43,10 @@ pub struct Lifecycle {
     state: Mutex<LifecycleState>,
     ready: IntGauge,
     draining: IntGauge,
-    worker_up: IntGauge,
-    /// Cancelled when the worker thread has ended.
+    worker_up: IntGaugeVec,
+    /// Cancelled when the first worker thread has ended.
     worker_ended: CancellationToken,
-    /// Cancelled when the worker is declared hung, so that nobody waits for it any longer.
+    /// Cancelled when a worker is declared hung, so that nobody waits for an answer any longer.
     worker_hung: CancellationToken,
     /// Cancelled at the beginning of the drain time.
     draining_begun: CancellationToken,
@@ -50,19 +54,27 @@ pub struct Lifecycle {
     aborted: CancellationToken,
 }
 
-#[derive(Debug, Clone, Copy)]
+/// One worker's part of the lifecycle. The worker thread reports its state here, and its handle reads it.
+#[derive(Debug, Clone)]
+pub(super) struct WorkerLifecycle {
+    process: Arc<Lifecycle>,
+    /// Number of the worker, from 0.
+    index: usize,
+}
+
+#[derive(Debug)]
 struct LifecycleState {
-    worker: WorkerState,
+    /// The workers that were started, by number.
+    workers: Vec<WorkerState>,
     shutdown: Shutdown,
     /// True once the models are loaded and requests can be served.
     loaded: bool,
-    /// True once the worker has been asked to stop as soon as it has no tasks.
+    /// True once the workers have been asked to stop as soon as they have no tasks.
     stopping: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum WorkerState {
-    NotStarted,
     Running,
     Rebuilding,
     Hung,
@@ -82,20 +94,21 @@ enum Shutdown {
 }
 
 impl LifecycleState {
-    fn phase(self) -> Phase {
+    fn phase(&self) -> Phase {
         let is_closing = self.shutdown >= Shutdown::Announced;
-        if !self.loaded {
+        if !self.loaded || self.workers.is_empty() {
             // An engine that fails or is dropped before the models are loaded is part of a failed start.
             return if is_closing { Phase::Draining } else { Phase::Loading };
         }
-        match self.worker {
-            WorkerState::Hung | WorkerState::Ended => Phase::Down,
-            WorkerState::Rebuilding => Phase::Rebuilding,
-            WorkerState::NotStarted | WorkerState::Running if is_closing || self.stopping => {
-                Phase::Draining
-            }
-            WorkerState::Running => Phase::Ready,
-            WorkerState::NotStarted => Phase::Loading,
+        let any = |state| self.workers.contains(&state);
+        if any(WorkerState::Hung) || any(WorkerState::Ended) {
+            Phase::Down
+        } else if !any(WorkerState::Running) {
+            Phase::Rebuilding
+        } else if is_closing || self.stopping {
+            Phase::Draining
+        } else {
+            Phase::Ready
         }
     }
 }
@@ -114,10 +127,9 @@ impl Lifecycle {
     }
 
     fn new(metrics: &Metrics, loaded: bool) -> Arc<Self> {
-        let worker = WorkerState::NotStarted;
-        let shutdown = Shutdown::NotRequested;
+        let (workers, shutdown) = (Vec::new(), Shutdown::NotRequested);
         Arc::new(Self {
-            state: Mutex::new(LifecycleState { worker, shutdown, loaded, stopping: false }),
+            state: Mutex::new(LifecycleState { workers, shutdown, loaded, stopping: false }),
             ready: metrics.ready.clone(),
             draining: metrics.draining.clone(),
             worker_up: metrics.worker_up.clone(),
@@ -133,24 +145,22 @@ impl Lifecycle {
     fn change(&self, change: impl FnOnce(&mut LifecycleState)) {
         let mut state = self.state();
         change(&mut state);
-        let worker_up = state.worker == WorkerState::Running;
-        self.worker_up.set(i64::from(worker_up));
+        for (index, worker) in state.workers.iter().enumerate() {
+            let is_up = *worker == WorkerState::Running;
+            self.worker_up.with_label_values(&[&index.to_string()]).set(i64::from(is_up));
+        }
         self.ready.set(i64::from(state.phase() == Phase::Ready));
         self.draining.set(i64::from(state.shutdown >= Shutdown::Announced));
     }
 
-    /// Moves the worker to `next`, unless it has ended. A worker that was declared hung can only end.
-    fn change_worker(&self, next: WorkerState) {
+    /// Records that a further worker starts, and returns its part of the lifecycle.
+    pub(super) fn add_worker(self: &Arc<Self>) -> WorkerLifecycle {
+        let mut index = 0;
         self.change(|state| {
-            let may_follow = match state.worker {
-                WorkerState::Ended => false,
-                WorkerState::Hung => next == WorkerState::Ended,
-                WorkerState::NotStarted | WorkerState::Running | WorkerState::Rebuilding => true,
-            };
-            if may_follow {
-                state.worker = next;
-            }
+            index = state.workers.len();
+            state.workers.push(WorkerState::Running);
         });
+        WorkerLifecycle { process: Arc::clone(self), index }
     }
 
     fn advance_shutdown(&self, to: Shutdown) {
@@ -180,31 +190,9 @@ impl Lifecycle {
         self.aborted.cancel();
     }
 
-    /// Asks the worker to end as soon as it has no tasks.
+    /// Asks the workers to end as soon as they have no tasks.
     pub(super) fn stop(&self) {
         self.change(|state| state.stopping = true);
-    }
-
-    /// Records that the worker thread runs, or that its backend has been rebuilt.
-    pub(super) fn worker_runs(&self) {
-        self.change_worker(WorkerState::Running);
-    }
-
-    /// Records that the backend has failed and is being rebuilt.
-    pub(super) fn worker_rebuilds(&self) {
-        self.change_worker(WorkerState::Rebuilding);
-    }
-
-    /// Declares the worker hung. Everybody who waits for the worker gets `WorkerDown`.
-    pub(super) fn worker_hangs(&self) {
-        self.change_worker(WorkerState::Hung);
-        self.worker_hung.cancel();
-    }
-
-    /// Records that the worker thread ends.
-    pub(super) fn worker_ends(&self) {
-        self.change_worker(WorkerState::Ended);
-        self.worker_ended.cancel();
     }
 
     /// Returns the current phase. `Down` takes precedence over `Rebuilding`, and both take precedence over `Draining`.
@@ -213,7 +201,7 @@ impl Lifecycle {
         self.state().phase()
     }
 
-    /// True once the shutdown has been announced, whatever state the worker is in.
+    /// True once the shutdown has been announced, whatever state the workers are in.
     #[must_use]
     pub fn is_shutting_down(&self) -> bool {
         self.state().shutdown >= Shutdown::Announced
@@ -231,14 +219,9 @@ impl Lifecycle {
         self.state().shutdown == Shutdown::Aborted
     }
 
-    /// True once the worker has been asked to stop.
+    /// True once the workers have been asked to stop.
     pub(super) fn is_stopping(&self) -> bool {
         self.state().stopping
-    }
-
-    /// True if the worker can take a task now: it has neither ended nor hung, and its backend is not being rebuilt.
-    pub(super) fn worker_takes_tasks(&self) -> bool {
-        matches!(self.state().worker, WorkerState::NotStarted | WorkerState::Running)
     }
 
     /// Resolves at the beginning of the drain time.
@@ -246,7 +229,7 @@ impl Lifecycle {
         self.draining_begun.cancelled().await;
     }
 
-    /// Resolves when the worker thread has ended.
+    /// Resolves when a worker thread has ended.
     pub(super) async fn ended(&self) {
         self.worker_ended.cancelled().await;
     }
@@ -256,7 +239,7 @@ impl Lifecycle {
         self.aborted.cancelled().await;
     }
 
-    /// Returns a future that resolves when the worker is declared hung.
+    /// Returns a future that resolves when a worker is declared hung.
     pub(super) fn hung(&self) -> WaitForCancellationFutureOwned {
         self.worker_hung.clone().cancelled_owned()
     }
@@ -264,6 +247,69 @@ impl Lifecycle {
     fn state(&self) -> MutexGuard<'_, LifecycleState> {
         // No code can panic while it holds the lock, so the state is consistent even if the lock is poisoned.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl WorkerLifecycle {
+    /// The lifecycle of the process that the worker belongs to.
+    pub(super) fn process(&self) -> &Lifecycle {
+        &self.process
+    }
+
+    /// Number of the worker, as a label of metrics.
+    pub(super) fn label(&self) -> String {
+        self.index.to_string()
+    }
+
+    /// Records that the worker's backend has been rebuilt.
+    pub(super) fn runs(&self) {
+        self.change(WorkerState::Running);
+    }
+
+    /// Records that the worker's backend has failed and is being rebuilt.
+    pub(super) fn rebuilds(&self) {
+        self.change(WorkerState::Rebuilding);
+    }
+
+    /// Declares the worker hung. Everybody who waits for an answer gets `WorkerDown`.
+    pub(super) fn hangs(&self) {
+        self.change(WorkerState::Hung);
+        self.process.worker_hung.cancel();
+    }
+
+    /// Records that the worker thread ends.
+    pub(super) fn ends(&self) {
+        self.change(WorkerState::Ended);
+        self.process.worker_ended.cancel();
+    }
+
+    /// True if the worker can take a task now: it has neither ended nor hung, and its backend is not being rebuilt.
+    pub(super) fn takes_tasks(&self) -> bool {
+        self.state() == WorkerState::Running
+    }
+
+    /// True while the worker's backend is being rebuilt.
+    pub(super) fn is_rebuilding(&self) -> bool {
+        self.state() == WorkerState::Rebuilding
+    }
+
+    fn state(&self) -> WorkerState {
+        self.process.state().workers[self.index]
+    }
+
+    /// Moves the worker to `next`, unless it has ended. A worker that was declared hung can only end.
+    fn change(&self, next: WorkerState) {
+        self.process.change(|state| {
+            let worker = &mut state.workers[self.index];
+            let may_follow = match *worker {
+                WorkerState::Ended => false,
+                WorkerState::Hung => next == WorkerState::Ended,
+                WorkerState::Running | WorkerState::Rebuilding => true,
+            };
+            if may_follow {
+                *worker = next;
+            }
+        });
     }
 }
 
@@ -282,26 +328,28 @@ mod tests {
         (Lifecycle::loading(&metrics), metrics)
     }
 
-    /// Returns the values of the gauges `ready`, `draining` and `worker_up`, in this order.
+    /// Returns the values of the gauges `ready`, `draining` and `worker_up` of the first worker, in this order.
     fn gauges(metrics: &Metrics) -> [i64; 3] {
-        [metrics.ready.get(), metrics.draining.get(), metrics.worker_up.get()]
+        let worker_up = metrics.worker_up.with_label_values(&["0"]).get();
+        [metrics.ready.get(), metrics.draining.get(), worker_up]
     }
 
     #[test]
     fn a_process_that_loads_serves_drains_and_ends_passes_through_the_phases() {
         let (life, metrics) = lifecycle();
         let mut seen = vec![(life.phase(), gauges(&metrics))];
-        let steps: [fn(&Lifecycle); 7] = [
-            Lifecycle::worker_runs,
-            Lifecycle::loaded,
-            Lifecycle::worker_rebuilds,
-            Lifecycle::worker_runs,
-            Lifecycle::announce_shutdown,
-            Lifecycle::drain,
-            Lifecycle::worker_ends,
+        let worker = life.add_worker();
+        seen.push((life.phase(), gauges(&metrics)));
+        let steps: [&dyn Fn(); 6] = [
+            &|| life.loaded(),
+            &|| worker.rebuilds(),
+            &|| worker.runs(),
+            &|| life.announce_shutdown(),
+            &|| life.drain(),
+            &|| worker.ends(),
         ];
         for step in steps {
-            step(&life);
+            step();
             seen.push((life.phase(), gauges(&metrics)));
         }
         let expected = [
@@ -318,38 +366,59 @@ mod tests {
     }
 
     #[test]
+    fn a_process_is_ready_while_one_of_its_workers_runs_and_down_when_one_is_lost() {
+        let (life, metrics) = lifecycle();
+        let [first, second] = [life.add_worker(), life.add_worker()];
+        life.loaded();
+        assert_eq!(life.phase(), Phase::Ready);
+        first.rebuilds();
+        assert_eq!(
+            (life.phase(), first.takes_tasks(), second.takes_tasks()),
+            (Phase::Ready, false, true)
+        );
+        second.rebuilds();
+        assert_eq!((life.phase(), metrics.ready.get()), (Phase::Rebuilding, 0));
+        first.runs();
+        assert_eq!((life.phase(), metrics.ready.get()), (Phase::Ready, 1));
+        let up = |worker| metrics.worker_up.with_label_values(&[worker]).get();
+        assert_eq!([up("0"), up("1")], [1, 0]);
+        second.ends();
+        assert_eq!((life.phase(), first.takes_tasks()), (Phase::Down, true));
+    }
+
+    #[test]
     fn a_backend_that_is_rebuilt_during_shutdown_does_not_become_ready() {
         let (life, metrics) = lifecycle();
-        life.worker_runs();
+        let worker = life.add_worker();
         life.loaded();
-        life.worker_rebuilds();
+        worker.rebuilds();
         life.announce_shutdown();
-        assert_eq!((life.phase(), life.worker_takes_tasks()), (Phase::Rebuilding, false));
-        life.worker_runs();
+        assert_eq!((life.phase(), worker.takes_tasks()), (Phase::Rebuilding, false));
+        worker.runs();
         assert_eq!((life.phase(), gauges(&metrics)), (Phase::Draining, [0, 1, 1]));
-        assert!(life.worker_takes_tasks(), "calls are admitted until the drain");
+        assert!(worker.takes_tasks(), "calls are admitted until the drain");
     }
 
     #[test]
     fn a_worker_that_is_down_stays_down() {
         let (life, metrics) = lifecycle();
-        life.worker_runs();
+        let worker = life.add_worker();
         life.loaded();
-        life.worker_hangs();
-        life.worker_runs();
-        life.worker_rebuilds();
+        worker.hangs();
+        worker.runs();
+        worker.rebuilds();
         assert_eq!((life.phase(), gauges(&metrics)), (Phase::Down, [0, 0, 0]));
-        life.worker_ends();
-        life.worker_runs();
+        worker.ends();
+        worker.runs();
         assert_eq!((life.phase(), gauges(&metrics)), (Phase::Down, [0, 0, 0]));
     }
 
     #[test]
     fn an_engine_that_ends_before_the_models_are_loaded_looks_like_loading() {
         let (life, metrics) = lifecycle();
-        life.worker_runs();
+        let worker = life.add_worker();
         life.stop();
-        life.worker_ends();
+        worker.ends();
         assert_eq!((life.phase(), gauges(&metrics)), (Phase::Loading, [0, 0, 0]));
         life.announce_shutdown();
         assert_eq!((life.phase(), gauges(&metrics)), (Phase::Draining, [0, 1, 0]));
@@ -359,7 +428,7 @@ mod tests {
     fn an_engine_without_a_server_drains_when_it_is_stopped() {
         let metrics = Metrics::try_new().unwrap();
         let life = Lifecycle::without_server(&metrics);
-        life.worker_runs();
+        let _worker = life.add_worker();
         assert_eq!(life.phase(), Phase::Ready);
         life.stop();
         assert_eq!((life.phase(), gauges(&metrics)), (Phase::Draining, [0, 0, 1]));

@@ -1,4 +1,5 @@
-//! The inference engine: admission control, continuous batching, and one worker thread, which owns the models.
+//! The inference engine: admission control, continuous batching, and one worker thread for each device, which owns the
+//! models. There is one worker on the CPU, or one for each GPU; a call belongs to the worker with the shortest queue.
 //! `http` calls it through [`EngineHandle`], and `app` starts and stops it. The models themselves are in `model`,
 //! behind [`backend`].
 //!
@@ -7,7 +8,7 @@
 //! - `plan`: which images, single-pass rows and groups a task needs, and how its answer is assembled.
 //! - `scheduler`: the pure policy that picks the next work unit; it uses no clock, channel or tensor.
 //! - `features`: the cache of encoded images, with single flight and a limit in bytes.
-//! - `worker`: the worker thread, a loop around the scheduler.
+//! - `worker`: the worker thread, a loop around the scheduler. `worker_handle` is how the handle sees it.
 //! - `handle`: the API that `http` uses.
 //! - [`lifecycle`](Lifecycle): the state of the process: loading, ready, rebuilding, draining, down.
 //! - `start`: starting and stopping.
@@ -39,6 +40,7 @@ pub mod testing;
 #[cfg(test)]
 mod tests;
 mod worker;
+mod worker_handle;
 
 pub use admission::Estimates;
 pub use clock::Clock;
@@ -47,5 +49,5 @@ pub use handle::{Admission, Answered, EngineHandle, Reply, ReservationGuard, Tok
 pub use lifecycle::{Lifecycle, Phase};
 pub use settings::EngineSettings;
 pub use shared::EngineStats;
-pub use start::{Engine, EngineContext, StartError};
+pub use start::{Engine, EngineContext, StartError, Supervised};
 pub use worker::Rebuild;

@@ -5,19 +5,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::admission::AdmissionController;
 use super::heartbeat::Heartbeat;
-use super::lifecycle::Lifecycle;
+use super::ids::CallNumbers;
+use super::lifecycle::WorkerLifecycle;
 use super::{Clock, EngineContext, EngineSettings};
-use crate::task::ModelInfo;
+use crate::task::{Device, ModelInfo};
 use crate::telemetry::metrics::Metrics;
 
-/// One engine's shared state. Every handle, every admission and the worker hold it.
+/// One worker's shared state. Every handle, every admission and the worker hold it.
 pub(crate) struct Shared {
     pub(crate) admission: Arc<AdmissionController>,
     pub(crate) models: Arc<[ModelInfo]>,
     pub(crate) settings: EngineSettings,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) clock: Clock,
-    pub(crate) lifecycle: Arc<Lifecycle>,
+    pub(crate) lifecycle: WorkerLifecycle,
     pub(crate) heartbeat: Heartbeat,
     pub(crate) counters: Counters,
 }
@@ -27,14 +28,18 @@ impl Shared {
         models: Arc<[ModelInfo]>,
         settings: EngineSettings,
         context: EngineContext,
+        numbers: CallNumbers,
     ) -> Arc<Self> {
         let EngineContext { metrics, lifecycle, clock } = context;
-        lifecycle.worker_runs();
+        let lifecycle = lifecycle.add_worker();
+        let settings = settings.on(device_of(&models));
+        let worker = lifecycle.label();
+        let timestamp = metrics.worker_heartbeat_timestamp_seconds.with_label_values(&[&worker]);
         Arc::new(Self {
-            admission: AdmissionController::new(&settings, Arc::clone(&metrics)),
+            admission: AdmissionController::new(&settings, Arc::clone(&metrics), numbers),
             models,
             settings,
-            heartbeat: Heartbeat::new(metrics.worker_heartbeat_timestamp_seconds.clone()),
+            heartbeat: Heartbeat::new(timestamp),
             metrics,
             clock,
             lifecycle,
@@ -44,21 +49,41 @@ impl Shared {
 
     /// Admits no more calls. Admitted calls continue.
     pub(crate) fn drain(&self) {
-        self.lifecycle.drain();
+        self.lifecycle.process().drain();
         self.admission.close();
     }
 
     /// Ends the drain time: admits no more calls, and wakes all waiters.
     pub(crate) fn abort(&self) {
         self.drain();
-        self.lifecycle.abort();
+        self.lifecycle.process().abort();
     }
 
     /// Admits no more calls, and asks the worker to end when it has no tasks left.
     pub(crate) fn stop(&self) {
         self.admission.close();
-        self.lifecycle.stop();
+        self.lifecycle.process().stop();
     }
+
+    /// True once the drain time is over.
+    pub(crate) fn is_aborted(&self) -> bool {
+        self.lifecycle.process().is_aborted()
+    }
+
+    /// True once no call is admitted any more.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.lifecycle.process().is_draining()
+    }
+
+    /// True once the worker has been asked to stop when it has no tasks left.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.lifecycle.process().is_stopping()
+    }
+}
+
+/// Returns the device that runs the models of one worker.
+pub(super) fn device_of(models: &[ModelInfo]) -> Device {
+    models.first().map_or(Device::Cpu, |info| info.device)
 }
 
 /// Counts of what the worker has done since startup. Only the worker writes them.
@@ -121,6 +146,48 @@ pub struct EngineStats {
     pub mixed_steps: u64,
     /// Number of rows in the largest step so far.
     pub most_step_rows: u64,
+}
+
+impl EngineStats {
+    /// Adds what another worker has done.
+    pub(super) fn add(&mut self, other: Self) {
+        let Self {
+            submitted,
+            answered,
+            failed,
+            cancelled,
+            expired,
+            shut_down,
+            images_encoded,
+            vision_units,
+            single_pass_batches,
+            single_pass_rows,
+            steps,
+            step_rows,
+            steps_with_prompt,
+            steps_with_decoding,
+            steps_with_beams,
+            mixed_steps,
+            most_step_rows,
+        } = other;
+        self.submitted += submitted;
+        self.answered += answered;
+        self.failed += failed;
+        self.cancelled += cancelled;
+        self.expired += expired;
+        self.shut_down += shut_down;
+        self.images_encoded += images_encoded;
+        self.vision_units += vision_units;
+        self.single_pass_batches += single_pass_batches;
+        self.single_pass_rows += single_pass_rows;
+        self.steps += steps;
+        self.step_rows += step_rows;
+        self.steps_with_prompt += steps_with_prompt;
+        self.steps_with_decoding += steps_with_decoding;
+        self.steps_with_beams += steps_with_beams;
+        self.mixed_steps += mixed_steps;
+        self.most_step_rows = self.most_step_rows.max(most_step_rows);
+    }
 }
 
 impl Counters {

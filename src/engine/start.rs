@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::{fmt, io};
 
 use super::backend::Backend;
+use super::ids::CallNumbers;
 use super::lifecycle::Lifecycle;
 use super::shared::Shared;
 use super::sync::{JoinHandle, sync_channel};
 use super::worker::{Rebuild, spawn};
+use super::worker_handle::WorkerHandle;
 use super::{Clock, EngineHandle, EngineSettings};
 use crate::settings::{InvalidSetting, Section};
 use crate::telemetry::metrics::Metrics;
@@ -15,12 +17,20 @@ use crate::telemetry::metrics::Metrics;
 /// Number of places in the inbox for wake-up messages, in addition to one place for each admitted task.
 const WAKE_UPS: usize = 16;
 
-/// A running engine: the worker thread and the first handle. Dropping it asks the worker to stop once all its tasks are
-/// done, but does not wait for that.
+/// A running engine: its worker threads and the first handle. Dropping it asks the workers to stop once all their tasks
+/// are done, but does not wait for that.
 #[derive(Debug)]
 pub struct Engine {
     handle: EngineHandle,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// A backend for one worker. If it can be rebuilt, a backend that stops working is replaced.
+pub struct Supervised<B> {
+    /// The loaded models.
+    pub backend: B,
+    /// Loads them again; `None` if they cannot be loaded again.
+    pub rebuild: Option<Rebuild<B>>,
 }
 
 /// What an engine shares with the rest of the process.
@@ -67,7 +77,7 @@ pub enum StartError {
 }
 
 impl Engine {
-    /// Starts the worker thread, which owns `backend` from now on.
+    /// Starts one worker thread, which owns `backend` from now on.
     ///
     /// # Errors
     /// [`StartError`].
@@ -76,7 +86,8 @@ impl Engine {
         settings: EngineSettings,
         context: EngineContext,
     ) -> Result<Self, StartError> {
-        Self::launch(backend, None, settings, context)
+        let backend = Supervised { backend, rebuild: None };
+        Self::start_workers(backend, Vec::new(), settings, context)
     }
 
     /// Like [`start`](Self::start), but a backend that stops working is replaced by one that `rebuild` returns.
@@ -89,22 +100,38 @@ impl Engine {
         settings: EngineSettings,
         context: EngineContext,
     ) -> Result<Self, StartError> {
-        Self::launch(backend, Some(rebuild), settings, context)
+        let backend = Supervised { backend, rebuild: Some(rebuild) };
+        Self::start_workers(backend, Vec::new(), settings, context)
     }
 
-    fn launch<B: Backend + Send + 'static>(
-        backend: B,
-        rebuild: Option<Rebuild<B>>,
+    /// Starts one worker thread for each backend. The backends have the same models, each on a device of its own, and the
+    /// settings hold for each of them.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn start_workers<B: Backend + Send + 'static>(
+        first: Supervised<B>,
+        others: Vec<Supervised<B>>,
         settings: EngineSettings,
         context: EngineContext,
     ) -> Result<Self, StartError> {
         settings.check()?;
-        // Every task reserves at least one row, so admitted tasks always fit into the inbox, those of bulk work included.
-        let (sender, inbox) = sync_channel(settings.capacity_rows * 2 + WAKE_UPS);
-        let shared = Shared::new(backend.models().into(), settings, context);
-        let thread = spawn(backend, rebuild, Arc::clone(&shared), inbox);
-        let thread = thread.map_err(StartError::Thread)?;
-        Ok(Self { handle: EngineHandle::new(shared, sender), thread: Some(thread) })
+        let mut threads = Vec::with_capacity(1 + others.len());
+        let numbers = CallNumbers::default();
+        let mut launch = |Supervised { backend, rebuild }| {
+            // Every task reserves at least one row, so admitted tasks always fit into the inbox, those of bulk work
+            // included.
+            let (sender, inbox) = sync_channel(settings.capacity_rows * 2 + WAKE_UPS);
+            let models = Backend::models(&backend).into();
+            let shared = Shared::new(models, settings.clone(), context.clone(), numbers.clone());
+            let thread = spawn(backend, rebuild, Arc::clone(&shared), inbox);
+            threads.push(thread.map_err(StartError::Thread)?);
+            Ok(WorkerHandle { shared, inbox: sender })
+        };
+        // If a thread cannot be started, the workers before it end, because nobody holds their inboxes.
+        let first = launch(first)?;
+        let others: Result<_, StartError> = others.into_iter().map(launch).collect();
+        Ok(Self { handle: EngineHandle::new(first, others?), threads })
     }
 
     /// Returns a handle to this engine.
@@ -113,12 +140,12 @@ impl Engine {
         self.handle.clone()
     }
 
-    /// Stops admission, lets submitted tasks finish, and blocks until the worker thread has ended. Call this after
-    /// [`EngineHandle::drained`]. To end sooner, call it after [`EngineHandle::abort`]; then the worker ends after the
+    /// Stops admission, lets submitted tasks finish, and blocks until the worker threads have ended. Call this after
+    /// [`EngineHandle::drained`]. To end sooner, call it after [`EngineHandle::abort`]; then each worker ends after its
     /// current work unit.
     pub fn join(mut self) {
         self.handle.stop();
-        if let Some(thread) = self.thread.take() {
+        for thread in self.threads.drain(..) {
             // The thread has logged its own panic.
             let _ = thread.join();
         }

@@ -6,8 +6,8 @@
 
 use prometheus::core::Collector;
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder,
+    CounterVec, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use super::log_queue::dropped_lines;
@@ -35,7 +35,7 @@ metric_kinds! {
     IntCounterVec => |opts, labels, _buckets| Self::new(opts, labels);
     IntGauge => |opts, _labels, _buckets| Self::with_opts(opts);
     IntGaugeVec => |opts, labels, _buckets| Self::new(opts, labels);
-    Gauge => |opts, _labels, _buckets| Self::with_opts(opts);
+    CounterVec => |opts, labels, _buckets| Self::new(opts, labels);
     GaugeVec => |opts, labels, _buckets| Self::new(opts, labels);
     Histogram => |opts, _labels, buckets| Self::with_opts(HistogramOpts::from(opts).buckets(buckets.to_vec()));
     HistogramVec => |opts, labels, buckets| Self::new(HistogramOpts::from(opts).buckets(buckets.to_vec()), labels);
@@ -147,8 +147,8 @@ metrics! {
         queue_bytes: IntGauge,
         /// Time from an item's submission to the start of its work, by stage.
         queue_wait_seconds: HistogramVec ["stage"] {REQUEST_SECONDS},
-        /// Unix time at which the oldest waiting task was submitted; 0 if none waits.
-        queue_oldest_enqueue_timestamp_seconds: Gauge,
+        /// Unix time at which the oldest waiting task of each worker was submitted; 0 if none waits.
+        queue_oldest_enqueue_timestamp_seconds: GaugeVec ["worker"],
         /// Requests rejected before any work was done, by reason (full, deadline, draining, memory).
         queue_rejected_total: IntCounterVec ["reason"],
         /// Tasks cancelled because their client disconnected or read too slowly.
@@ -182,25 +182,26 @@ metrics! {
         image_format_total: IntCounterVec ["format"],
         /// Images that are being decoded or resized.
         decode_permits_in_use: IntGauge,
-        /// 1 while the worker thread is alive, else 0.
-        worker_up: IntGauge,
+        /// 1 while the worker thread is alive and its models work, else 0. There is one worker for each GPU, or one on
+        /// the CPU; /info names their devices.
+        worker_up: IntGaugeVec ["worker"],
         /// Rebuilds of a backend that no longer worked.
         worker_restarts_total: IntCounter,
         /// Model outputs rejected because they were NaN or infinite.
         non_finite_outputs_total: IntCounter,
         /// Work units that ran out of device memory.
         oom_total: IntCounter,
-        /// Memory of the GPU in bytes, by part (total; allocated: by this process for models and their work; used: of
-        /// that, in use). Absent on a CPU.
-        device_memory_bytes: IntGaugeVec ["part"],
-        /// Pages of the KV caches in the memory of the GPU, by state (used, free). Absent on a CPU.
-        device_kv_pages: IntGaugeVec ["state"],
-        /// Passes that the GPU ran as one recorded graph.
-        device_graph_launches_total: IntCounter,
+        /// Memory of the worker's GPU in bytes, by part (total; allocated: by this process for models and their work;
+        /// used: of that, in use). Absent on a CPU.
+        device_memory_bytes: IntGaugeVec ["worker", "part"],
+        /// Pages of the KV caches in the memory of the worker's GPU, by state (used, free). Absent on a CPU.
+        device_kv_pages: IntGaugeVec ["worker", "state"],
+        /// Passes that the worker's GPU ran as one recorded graph.
+        device_graph_launches_total: IntCounterVec ["worker"],
         /// Seconds that the worker spent computing.
-        worker_busy_seconds_total: prometheus::Counter,
+        worker_busy_seconds_total: CounterVec ["worker"],
         /// Unix time of the worker's last heartbeat.
-        worker_heartbeat_timestamp_seconds: Gauge,
+        worker_heartbeat_timestamp_seconds: GaugeVec ["worker"],
         /// Panics caught, by location (handler, decode, worker).
         panics_total: IntCounterVec ["where"],
         /// Cache look-ups, by cache (pixels, features) and result (hit, miss, joined: shares another request's work).
@@ -219,12 +220,6 @@ metrics! {
         model_info: IntGaugeVec ["model", "role", "revision", "dtype", "device"],
         /// Time to load a model.
         model_load_seconds: GaugeVec ["model"],
-    }
-}
-
-impl Metric for prometheus::Counter {
-    fn build(name: &str, help: &str, _: &[&str], _: &[f64]) -> prometheus::Result<Self> {
-        Self::with_opts(Opts::new(name, help))
     }
 }
 

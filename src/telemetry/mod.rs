@@ -1,5 +1,6 @@
 //! Observability of the process: logs and Prometheus metrics.
 
+pub mod gauge_share;
 mod log_queue;
 pub mod logging;
 pub mod metrics;

@@ -562,7 +562,7 @@ fn wall_time_is_for_metrics_and_other_apis_alone() {
 /// The lifecycle is the state, and these gauges only show it. A second writer could make them disagree.
 #[test]
 fn the_gauges_of_the_lifecycle_are_written_in_one_place() {
-    let gauges = ["ready.set(", "draining.set(", "worker_up.set("];
+    let gauges = ["ready.set(", "draining.set(", "worker_up.with_label_values("];
     let files = files_where(|code| gauges.iter().any(|gauge| code.contains(gauge)));
     assert_eq!(files, ["engine/lifecycle.rs"]);
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use blip_server::config::{
-    Config, ConfigError, DeviceChoice, DtypeChoice, Environment, Flags, RawConfig, load,
+    Config, ConfigError, DeviceChoice, DtypeChoice, Environment, Flags, Gpus, RawConfig, load,
 };
 
 fn environment(variables: &[(&str, &str)]) -> Environment {
@@ -139,7 +139,7 @@ fn choices_and_counts_are_typed() {
 #[test]
 fn a_gpu_is_chosen_by_its_number() {
     let loaded = load_environment(&[("BLIP__COMPUTE__DEVICE", "cuda:1")]);
-    assert_eq!(loaded.unwrap().compute.device, DeviceChoice::Cuda(1));
+    assert_eq!(loaded.unwrap().compute.device, DeviceChoice::Cuda(Gpus::one(1).unwrap()));
 }
 
 #[test]
@@ -373,7 +373,7 @@ fn two_settings_that_contradict_each_other_are_both_named() {
 fn what_a_folder_refuses_is_named_as_the_setting_that_its_writer_knows() {
     let cases = [
         ("BLIP__ENGINE__VISION_SHARE_PERCENT", "100", "engine.vision_share_percent = 100"),
-        ("BLIP__ENGINE__UNIT_TIME_MS", "0", "engine.unit_time_ms = 0"),
+        ("BLIP__ENGINE__MAX_QUEUE_WAIT_MS", "0", "engine.max_queue_wait_ms = 0"),
         ("BLIP__IMAGES__DECODE_THREADS", "300", "images.decode_threads = 300"),
         ("BLIP__IMAGES__PIXEL_CACHE_TTL_MS", "0", "images.pixel_cache_ttl_ms = 0"),
         ("BLIP__INPUT__MAX_SIDE", "70000", "input.max_side = 70000"),

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use rustix::process::Signal;
 
 use crate::support::ServerProcess;
-use crate::support::process::{PATIENCE, get, get_with};
+use crate::support::process::{PATIENCE, get, get_with, read, send};
 
 /// Each log line of a request has about 300 bytes and a pipe holds 64 KiB: far more than it takes to fill one.
 const REQUESTS: usize = 600;
@@ -137,10 +137,7 @@ fn a_head_that_is_no_request_is_one_line_of_the_log_with_its_reason() {
     let settings = [("LOG__CLIENT_IP", "true")];
     let mut server = ServerProcess::start(&[], &settings);
     let address = server.public_address();
-    let answer = crate::support::process::read(crate::support::process::send(
-        &address,
-        "no request\r\n\r\n",
-    ));
+    let answer = read(send(&address, "no request\r\n\r\n"));
     assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
     let line = server.line_with("malformed");
     for words in ["WARN", "status=400", "invalid_request", "127.0.0.1", "problem="] {
@@ -148,4 +145,33 @@ fn a_head_that_is_no_request_is_one_line_of_the_log_with_its_reason() {
     }
     server.terminate();
     assert_eq!(server.end().0.matches("malformed").count(), 0);
+}
+
+#[test]
+fn the_lines_of_a_bulk_request_are_spread_over_all_workers() {
+    let mut server = ServerProcess::start(&["--workers", "2"], &[]);
+    let address = server.public_address();
+    let lines: String = (0..16)
+        .map(|line| {
+            format!("{{\"id\":\"{line}\",\"task\":\"embeddings\",\"text\":\"text {line}\"}}\n")
+        })
+        .collect();
+    let head = format!(
+        "POST /bulk HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/x-ndjson\r\n\
+         content-length: {}\r\n\r\n",
+        lines.len()
+    );
+    let answer = read(send(&address, &(head + &lines)));
+    assert!(answer.contains(r#"{"done":16,"failed":0}"#), "{answer}");
+    let info = get(&address, "/info");
+    let workers = r#""workers":[{"worker":0,"device":"cpu"},{"worker":1,"device":"cpu"}]"#;
+    assert!(info.contains(workers), "{info}");
+    let metrics = get(&address, "/metrics");
+    for worker in [0, 1] {
+        let busy = format!("blip_worker_busy_seconds_total{{worker=\"{worker}\"}} ");
+        let (_, value) = metrics.split_once(&busy).unwrap_or_else(|| panic!("{busy}: {metrics}"));
+        assert!(!value.starts_with("0\n"), "worker {worker} was idle");
+    }
+    server.terminate();
+    assert_eq!(server.end().1, Some(0));
 }

@@ -19,7 +19,7 @@ const FEATURE_BYTES: u64 = 100;
 const CROSS_KV_BYTES: u64 = 1000;
 
 /// The tokens that mock models generate.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct MockVocabulary {
     /// The token that ends a text.
     pub(super) stop: u32,
@@ -256,6 +256,7 @@ fn digest(value: &impl Hash) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroUsize;
     use std::time::Duration;
 
     use super::*;
@@ -266,6 +267,7 @@ mod tests {
 
     fn backend(text_length: usize, leak_bytes: usize) -> MockBackend {
         let settings = MockSettings {
+            workers: NonZeroUsize::MIN,
             unit_time: Duration::ZERO,
             image_time: Duration::ZERO,
             token_time: Duration::ZERO,

@@ -14,10 +14,11 @@ use anyhow::Context;
 
 use self::backend::{MockBackend, MockVocabulary};
 pub use self::settings::MockSettings;
-use super::compute::LoadedBackend;
+use super::compute::{Backends, LoadedBackends};
 use super::loading::LoadedModels;
 use crate::config::Config;
 use crate::demo;
+use crate::engine::Supervised;
 use crate::http::{Model, Models};
 use crate::input::{InputSettings, Tokenizer};
 use crate::task::{
@@ -39,17 +40,20 @@ pub(super) fn load(config: &Config, settings: MockSettings) -> anyhow::Result<Lo
     let tokenizer = tokenizer(&config.http.input)?;
     let infos: Vec<ModelInfo> =
         (0..MODELS.len()).map(|id| model(id, settings.image_size)).collect();
-    let backend = MockBackend::new(infos.clone(), settings, vocabulary(&tokenizer));
+    let vocabulary = vocabulary(&tokenizer);
+    let backend = || Supervised {
+        backend: MockBackend::new(infos.clone(), settings, vocabulary.clone()),
+        rebuild: None,
+    };
+    let others = (1..settings.workers.get()).map(|_| backend()).collect();
+    let backends = LoadedBackends::Mock(Backends { first: backend(), others });
     tracing::warn!(
         "serving mock models: answers are meaningless and take fixed times; everything else is real"
     );
     let tokenizer = Arc::new(tokenizer);
     let models =
-        infos.into_iter().map(|info| Model { info, tokenizer: Some(Arc::clone(&tokenizer)) });
-    Ok(LoadedModels {
-        backend: LoadedBackend::Mock(backend),
-        models: Models::new(models.collect()),
-    })
+        infos.iter().cloned().map(|info| Model { info, tokenizer: Some(Arc::clone(&tokenizer)) });
+    Ok(LoadedModels { backends, models: Models::new(models.collect()) })
 }
 
 fn tokenizer(settings: &InputSettings) -> anyhow::Result<Tokenizer> {

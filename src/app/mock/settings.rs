@@ -1,10 +1,13 @@
 //! [`MockSettings`]: the settings of the mock models, which come from the command line.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 /// Latencies, sizes and the deliberate memory leak of the mock models.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MockSettings {
+    /// Number of workers, each with models of its own, like those of several GPUs.
+    pub workers: NonZeroUsize,
     /// Fixed time that every backend call takes.
     pub unit_time: Duration,
     /// Additional time per encoded image.

@@ -143,7 +143,7 @@ fn config(chance: &mut Chance) -> Config {
     config.engine.max_queue_wait = Duration::from_secs(3);
     config.engine.worker_hang_limit = Duration::from_secs(4);
     config.engine.worker_rebuild_interval = chance.pick(&[Duration::ZERO, Duration::from_secs(5)]);
-    config.engine.unit_time = Duration::from_millis(50);
+    config.engine.unit_time = Some(Duration::from_millis(50));
     config.engine.linger = chance.pick(&[Duration::ZERO, Duration::from_millis(20)]);
     config.engine.feature_cache_bytes = chance.pick(&[0, 1000, 256 << 20]);
     config.images.decode_threads = 2;

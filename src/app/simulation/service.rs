@@ -237,7 +237,7 @@ fn check_end(world: &World, metrics: &Metrics) {
         ("images that wait", metrics.queue_depth.with_label_values(&["vision"]).get()),
         ("rows that wait", metrics.queue_depth.with_label_values(&["text"]).get()),
         ("decodes", metrics.decode_permits_in_use.get()),
-        ("workers", metrics.worker_up.get()),
+        ("workers", metrics.worker_up.with_label_values(&["0"]).get()),
         ("ready", metrics.ready.get()),
         ("bulk requests", metrics.bulk_requests.get()),
         ("bulk requests that wait", metrics.bulk_requests_waiting.get()),

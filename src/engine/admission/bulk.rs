@@ -20,12 +20,15 @@ impl AdmissionController {
         self: &Arc<Self>,
         client: ClientId,
     ) -> Result<CallReservation, EngineError> {
-        Ok(self.begin_call(&mut *self.open_state()?, client.bulk()))
+        let call = CallId { client: client.bulk(), number: self.numbers.next() };
+        Ok(self.begin_call(&mut *self.open_state()?, call, None))
     }
 
-    /// Admits a further call for a part of an admitted one, even during a drain. The part uses no capacity yet.
-    pub(super) fn admit_part(self: &Arc<Self>, of: CallId) -> CallReservation {
-        self.begin_call(&mut self.state(), of.client)
+    /// Admits a further call for a part of an admitted one, even during a drain. The part uses no capacity yet. The whole
+    /// call may belong to another worker's controller.
+    pub(crate) fn admit_part(self: &Arc<Self>, whole: &CallReservation) -> CallReservation {
+        let call = CallId { client: whole.call().client, number: self.numbers.next() };
+        self.begin_call(&mut self.state(), call, Some(whole.clone()))
     }
 
     /// Reserves `more` for a call of bulk work. Waits until there is room, in the order of arrival, so that a large line
@@ -110,12 +113,14 @@ mod tests {
 
     use super::*;
     use crate::engine::EngineSettings;
+    use crate::engine::ids::CallNumbers;
     use crate::telemetry::metrics::Metrics;
 
     fn admission() -> Arc<AdmissionController> {
         let settings =
             EngineSettings { capacity_rows: 10, capacity_bytes: 800, ..EngineSettings::default() };
-        AdmissionController::new(&settings, Arc::new(Metrics::try_new().unwrap()))
+        let metrics = Arc::new(Metrics::try_new().unwrap());
+        AdmissionController::new(&settings, metrics, CallNumbers::default())
     }
 
     /// Polls once; the test polls again itself, so no waker is needed.
@@ -129,7 +134,7 @@ mod tests {
     fn bulk_work_waits_for_room_and_gets_it() {
         let admission = admission();
         let request = admission.admit_bulk(CLIENT).unwrap();
-        let [first, second] = [request.admit_part(), request.admit_part()];
+        let [first, second] = [admission.admit_part(&request), admission.admit_part(&request)];
         assert!(poll(pin!(first.reserve_when_room(4, 1, 100))).is_ready());
         // Half of the rows are for bulk work.
         {
@@ -169,7 +174,7 @@ mod tests {
     fn a_large_line_does_not_wait_behind_later_small_ones() {
         let admission = admission();
         let request = admission.admit_bulk(CLIENT).unwrap();
-        let [running, large, small] = [(); 3].map(|()| request.admit_part());
+        let [running, large, small] = [(); 3].map(|()| admission.admit_part(&request));
         assert!(poll(pin!(running.reserve_when_room(2, 0, 0))).is_ready());
         let mut large = pin!(large.reserve_when_room(5, 0, 0));
         assert!(poll(large.as_mut()).is_pending());
@@ -189,7 +194,7 @@ mod tests {
         let request = admission.admit_bulk(CLIENT).unwrap();
         admission.close();
         assert!(matches!(admission.admit_bulk(CLIENT), Err(EngineError::ShuttingDown)));
-        let line = request.admit_part();
+        let line = admission.admit_part(&request);
         assert!(line.call().client.is_bulk());
         assert!(poll(pin!(line.reserve_when_room(1, 0, 0))).is_ready());
     }

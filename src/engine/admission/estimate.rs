@@ -95,7 +95,7 @@ impl Estimates {
         let cost = UnitCost { fixed: self.unit_fixed?, per_item: self.unit_per_token? };
         let row_units = self.row_units?.max(1.0);
         let row_tokens = self.row_tokens?.max(1.0) / row_units;
-        let in_time = (cost.budget(settings.unit_time) - cost.fixed) / cost.per_item.max(1e-9);
+        let in_time = (cost.budget(settings.unit_time()) - cost.fixed) / cost.per_item.max(1e-9);
         let in_rows = row_tokens * settings.max_batch_rows as f64;
         let most = in_rows.min(settings.max_batch_tokens as f64).max(row_tokens);
         Some(TextCostModel {

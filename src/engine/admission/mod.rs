@@ -28,11 +28,12 @@ pub use self::estimate::Estimates;
 use self::estimate::Profile;
 pub(crate) use self::reservation::{CallReservation, TaskReservation};
 use self::usage::{State, Usage};
-use super::ids::CallId;
+use super::ids::{CallId, CallNumbers};
 use super::sync::{Mutex, MutexGuard, Notify};
 use super::{EngineError, EngineSettings};
 use crate::fairness::{self, ClientId};
 use crate::mutations::{self, Mutation};
+use crate::telemetry::gauge_share::GaugeShare;
 use crate::telemetry::metrics::Metrics;
 
 /// Maximum numbers of rows and images of a "small" call. On an idle engine the estimates never reject a small call, so
@@ -59,16 +60,36 @@ const SLIPPAGE_WEIGHTS: (f64, f64) = (0.02, 0.001);
 /// Bounds of `Retry-After` in seconds: at least one, and short enough that clients soon find a recovered server.
 const RETRY_AFTER_SECONDS: (f64, f64) = (1.0, 30.0);
 
-/// The admission controller. It records how much capacity each call uses. Shared by all handles, all reservations and
-/// the worker.
+/// The admission controller of one worker. It records how much capacity each call uses. Shared by all handles, all
+/// reservations and the worker.
 pub(crate) struct AdmissionController {
     state: Mutex<State>,
     settings: EngineSettings,
+    numbers: CallNumbers,
+    gauges: Gauges,
     metrics: Arc<Metrics>,
     /// Notified when the last admitted call has ended.
     emptied: Notify,
     /// Notified when capacity is released while calls wait for it.
     freed: Notify,
+}
+
+/// This controller's shares of the gauges of the queue.
+#[derive(Debug)]
+struct Gauges {
+    capacity: GaugeShare,
+    rows: GaugeShare,
+    bytes: GaugeShare,
+}
+
+impl Gauges {
+    fn new(metrics: &Metrics) -> Self {
+        Self {
+            capacity: GaugeShare::new(&metrics.queue_capacity),
+            rows: GaugeShare::new(&metrics.queue_rows),
+            bytes: GaugeShare::new(&metrics.queue_bytes),
+        }
+    }
 }
 
 impl std::fmt::Debug for AdmissionController {
@@ -98,8 +119,12 @@ impl Refusal {
 }
 
 impl AdmissionController {
-    pub(crate) fn new(settings: &EngineSettings, metrics: Arc<Metrics>) -> Arc<Self> {
-        metrics.queue_capacity.set(settings.capacity_rows.try_into().unwrap_or(i64::MAX));
+    /// Creates the controller of one worker. It takes the numbers of its calls from `numbers`.
+    pub(crate) fn new(
+        settings: &EngineSettings,
+        metrics: Arc<Metrics>,
+        numbers: CallNumbers,
+    ) -> Arc<Self> {
         for refusal in Refusal::ALL {
             metrics.queue_rejected_total.with_label_values(&[refusal.label()]).inc_by(0);
         }
@@ -109,14 +134,17 @@ impl AdmissionController {
             bulk_clients: 0,
             waiting: VecDeque::new(),
             clients: BTreeMap::new(),
-            next_call: 0,
             closed: false,
             estimates: Estimates::default(),
             slippage: FIRST_SLIPPAGE,
         };
+        let gauges = Gauges::new(&metrics);
+        gauges.capacity.set(settings.capacity_rows);
         Arc::new(Self {
             state: Mutex::new(state),
             settings: settings.clone(),
+            numbers,
+            gauges,
             metrics,
             emptied: Notify::new(),
             freed: Notify::new(),
@@ -135,19 +163,22 @@ impl AdmissionController {
         now: Instant,
     ) -> Result<CallReservation, EngineError> {
         let mut state = self.open_state()?;
-        let call = CallId { client, number: state.next_call };
+        let call = CallId { client, number: self.numbers.next() };
         // The call's rows are not known yet, but it needs at least one.
         self.check_wait(&state, call, (1, 0), deadline.saturating_duration_since(now))?;
         self.check_capacity(&state, client, Usage { rows: 1, bytes, ..Usage::default() })?;
-        Ok(self.begin_call(&mut state, client))
+        Ok(self.begin_call(&mut state, call, None))
     }
 
-    /// Records a further call of `client`, which uses no capacity yet.
-    fn begin_call(self: &Arc<Self>, state: &mut State, client: ClientId) -> CallReservation {
-        let call = CallId { client, number: state.next_call };
-        state.next_call += 1;
+    /// Records a further call, which uses no capacity yet. The call `whole` stays in progress until this one has ended.
+    fn begin_call(
+        self: &Arc<Self>,
+        state: &mut State,
+        call: CallId,
+        whole: Option<CallReservation>,
+    ) -> CallReservation {
         self.add(state, call, Usage::default());
-        CallReservation::new(Arc::clone(self), call)
+        CallReservation::new(Arc::clone(self), call, whole)
     }
 
     /// Raises a call's reservation from `held` to `rows` and `images`. Returns the difference, and the wait plus
@@ -204,13 +235,25 @@ impl AdmissionController {
         self.state().usage.rows
     }
 
+    /// Returns the length of the queue: the rows in use, plus one for each call, because a call that is still being read
+    /// has no rows yet.
+    pub(crate) fn queue_length(&self) -> usize {
+        let state = self.state();
+        state.usage.rows + state.clients.values().map(|client| client.calls.len()).sum::<usize>()
+    }
+
+    /// True if no admitted call is in progress.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.state().clients.is_empty()
+    }
+
     /// Resolves when all admitted calls have ended and released their reservations.
     pub(crate) async fn emptied(&self) {
         loop {
             // The waiter is registered before the check. Otherwise a notification between the check and the wait
             // would be lost.
             let emptied = self.emptied.notified();
-            if self.state().clients.is_empty() {
+            if self.is_empty() {
                 return;
             }
             emptied.await;
@@ -407,8 +450,8 @@ impl AdmissionController {
 
     /// Updates the gauges. Called under the lock, so that the last update always shows the latest state.
     fn update_gauges(&self, state: &State) {
-        self.metrics.queue_rows.set(state.usage.rows.try_into().unwrap_or(i64::MAX));
-        self.metrics.queue_bytes.set(state.usage.bytes.try_into().unwrap_or(i64::MAX));
+        self.gauges.rows.set(state.usage.rows);
+        self.gauges.bytes.set(state.usage.bytes);
     }
 
     /// Returns the state, unless a drain has begun.

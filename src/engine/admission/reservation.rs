@@ -19,6 +19,8 @@ struct Inner {
     admission: Arc<AdmissionController>,
     call: CallId,
     held: Mutex<Held>,
+    /// The call of which this one is a part. It stays in progress as long as its parts.
+    _whole: Option<CallReservation>,
 }
 
 #[derive(Debug, Default)]
@@ -44,9 +46,13 @@ pub(crate) struct TaskReservation {
 }
 
 impl CallReservation {
-    pub(super) fn new(admission: Arc<AdmissionController>, call: CallId) -> Self {
+    pub(super) fn new(
+        admission: Arc<AdmissionController>,
+        call: CallId,
+        whole: Option<Self>,
+    ) -> Self {
         let held = Mutex::new(Held::default());
-        Self(Arc::new(Inner { admission, call, held }))
+        Self(Arc::new(Inner { admission, call, held, _whole: whole }))
     }
 
     pub(crate) fn call(&self) -> CallId {
@@ -100,11 +106,6 @@ impl CallReservation {
         held.reserved = held.reserved.plus(Usage { bytes: 0, ..more });
         held.rest = held.rest.plus(more);
         Ok(())
-    }
-
-    /// Admits a further call for a part of this one.
-    pub(crate) fn admit_part(&self) -> Self {
-        self.0.admission.admit_part(self.0.call)
     }
 
     /// Moves `rows` rows and up to `images` images from the call's reservation to the reservation of a new task.

@@ -6,7 +6,11 @@ use crate::telemetry::metrics::Metrics;
 
 fn admission(settings: &EngineSettings) -> (Arc<AdmissionController>, Arc<Metrics>, Instant) {
     let metrics = Arc::new(Metrics::try_new().unwrap());
-    (AdmissionController::new(settings, Arc::clone(&metrics)), metrics, Instant::now())
+    (
+        AdmissionController::new(settings, Arc::clone(&metrics), CallNumbers::default()),
+        metrics,
+        Instant::now(),
+    )
 }
 
 fn small() -> EngineSettings {

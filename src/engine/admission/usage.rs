@@ -61,7 +61,6 @@ pub(super) struct State {
     pub(super) waiting: VecDeque<CallId>,
     /// The clients with calls in progress. Empty when all admitted calls have ended.
     pub(super) clients: BTreeMap<ClientId, Client>,
-    pub(super) next_call: u64,
     pub(super) closed: bool,
     pub(super) estimates: Estimates,
     /// Factor by which calls wait longer than the estimates say.

@@ -180,7 +180,7 @@ impl Scheduler {
             text: TextStage::new(image_tokens, settings.max_kv_bytes),
             costs: Costs::default(),
             share: Share::new(settings.vision_share_percent),
-            classes: Deficit::for_bulk_work(settings.unit_time.as_secs_f64()),
+            classes: Deficit::for_bulk_work(settings.unit_time().as_secs_f64()),
             runs_bulk: false,
             pauses: 0,
             draining: false,

@@ -170,6 +170,6 @@ impl VisionStage {
 fn most_images(output: VisionOutput, settings: &EngineSettings, costs: &Costs) -> usize {
     let Some(cost) = costs.images(output) else { return 1 };
     // If an image costs next to nothing, `max_batch_images` is the only limit.
-    let in_time = (cost.budget(settings.unit_time) - cost.fixed) / cost.per_item.max(1e-9);
+    let in_time = (cost.budget(settings.unit_time()) - cost.fixed) / cost.per_item.max(1e-9);
     (in_time as usize).clamp(1, settings.max_batch_images)
 }

@@ -63,7 +63,8 @@ impl Bench {
     }
 }
 
-fn context(metrics: &Arc<Metrics>, clock: &ManualClock) -> EngineContext {
+/// Returns the context of an engine without a server, whose clock the test advances.
+pub(crate) fn context(metrics: &Arc<Metrics>, clock: &ManualClock) -> EngineContext {
     EngineContext { clock: clock.clock(), ..EngineContext::without_server(Arc::clone(metrics)) }
 }
 
@@ -81,7 +82,7 @@ impl Drop for Bench {
             self.metrics.queue_bytes.get(),
             self.metrics.queue_depth.with_label_values(&["vision"]).get(),
             self.metrics.queue_depth.with_label_values(&["text"]).get(),
-            self.metrics.worker_up.get(),
+            self.metrics.worker_up.with_label_values(&["0"]).get(),
         ];
         assert_eq!(gauges, [0; 5], "gauges return to zero");
         assert_eq!(self.control.open_groups(), 0, "no group is left");

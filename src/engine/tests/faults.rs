@@ -126,7 +126,7 @@ fn a_dead_worker_resolves_every_reply_and_admits_nothing() {
     wait(handle.drained());
     engine.join();
     assert_eq!((metrics.queue_rows.get(), metrics.queue_bytes.get()), (0, 0));
-    assert_eq!(metrics.worker_up.get(), 0);
+    assert_eq!(metrics.worker_up.with_label_values(&["0"]).get(), 0);
 }
 
 /// Returns an engine whose worker waits at the gate with a caption for longer than its hang limit.
@@ -192,7 +192,7 @@ fn a_backend_that_fails_its_probe_is_built_anew_and_serves_again() {
         wait(ready_again(&bench, &rebuilt, 1));
         assert!(wait(admission.submit(CAPTION, caption(7))).is_ok(), "{call:?} {fault:?}");
         assert_eq!(bench.metrics.worker_restarts_total.get(), 1);
-        assert_eq!(bench.metrics.worker_up.get(), 1);
+        assert_eq!(bench.metrics.worker_up.with_label_values(&["0"]).get(), 1);
     }
 }
 

@@ -6,3 +6,4 @@ mod flights;
 mod limits;
 mod tokens;
 mod warm_up;
+mod workers;

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use prometheus::{Counter, Gauge, IntCounter};
+
 use super::fault::Fault;
 use crate::engine::EngineError;
 use crate::engine::admission::Estimates;
@@ -14,6 +16,7 @@ use crate::engine::heartbeat::unix_seconds;
 use crate::engine::scheduler::{Stage, Trigger, UnitCost};
 use crate::engine::shared::{Shared, count};
 use crate::task::ModelId;
+use crate::telemetry::gauge_share::GaugeShare;
 use crate::telemetry::logging::clipped;
 
 const STAGES: [Stage; 2] = [Stage::Vision, Stage::Text];
@@ -44,6 +47,7 @@ pub(super) struct StepMix {
 /// Writes the metrics and counters, and keeps moving averages for the estimates.
 pub(super) struct Meter {
     shared: Arc<Shared>,
+    gauges: WorkerGauges,
     evictions: u64,
     /// Two moving averages over finished rows: the number of units that a row took part in, and the number of tokens
     /// that it processed in them.
@@ -58,6 +62,35 @@ pub(super) struct Meter {
     device_lost: Cell<bool>,
     /// Number of graph launches that are counted.
     graph_launches: u64,
+}
+
+/// The metrics that several workers write: this worker's shares of sums, and the metrics with its label.
+struct WorkerGauges {
+    /// The worker's number, as a label.
+    worker: String,
+    /// Depth of the queue, by stage.
+    queue_depth: [GaugeShare; 2],
+    feature_bytes: GaugeShare,
+    /// Unix time at which the oldest waiting task was submitted.
+    oldest: Gauge,
+    busy_seconds: Counter,
+    graph_launches: IntCounter,
+}
+
+impl WorkerGauges {
+    fn new(shared: &Shared) -> Self {
+        let (metrics, worker) = (&shared.metrics, shared.lifecycle.label());
+        let label = &[worker.as_str()];
+        let depth = |stage| metrics.queue_depth.with_label_values(&[stage_label(stage)]);
+        Self {
+            queue_depth: STAGES.map(|stage| GaugeShare::new(&depth(stage))),
+            feature_bytes: GaugeShare::new(&metrics.cache_bytes.with_label_values(&["features"])),
+            oldest: metrics.queue_oldest_enqueue_timestamp_seconds.with_label_values(label),
+            busy_seconds: metrics.worker_busy_seconds_total.with_label_values(label),
+            graph_launches: metrics.device_graph_launches_total.with_label_values(label),
+            worker,
+        }
+    }
 }
 
 fn stage_label(stage: Stage) -> &'static str {
@@ -81,7 +114,6 @@ impl Meter {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         let metrics = &shared.metrics;
         for stage in STAGES.map(stage_label) {
-            metrics.queue_depth.with_label_values(&[stage]).set(0);
             metrics.queue_wait_seconds.with_label_values(&[stage]);
             metrics.stage_duration_seconds.with_label_values(&[stage]);
             for trigger in TRIGGERS.map(trigger_label) {
@@ -91,10 +123,10 @@ impl Meter {
         for result in ["hit", "miss", "joined"] {
             metrics.cache_requests_total.with_label_values(&["features", result]).inc_by(0);
         }
-        metrics.cache_bytes.with_label_values(&["features"]).set(0);
         metrics.cache_evictions_total.with_label_values(&["features"]).inc_by(0);
         metrics.panics_total.with_label_values(&["worker"]).inc_by(0);
         Self {
+            gauges: WorkerGauges::new(&shared),
             shared,
             evictions: 0,
             row_life: None,
@@ -266,19 +298,16 @@ impl Meter {
     /// Updates the gauges of the queue depth and of the time at which the oldest waiting task was submitted. `oldest`
     /// is the age of that task.
     pub(super) fn queue(&self, (images, rows): (usize, usize), oldest: Option<Duration>) {
-        let metrics = &self.shared.metrics;
-        for (stage, depth) in STAGES.into_iter().zip([images, rows]) {
-            let depth = depth.try_into().unwrap_or(i64::MAX);
-            metrics.queue_depth.with_label_values(&[stage_label(stage)]).set(depth);
+        for (share, depth) in self.gauges.queue_depth.iter().zip([images, rows]) {
+            share.set(depth);
         }
         let since = oldest.map_or(0.0, |age| unix_seconds() - age.as_secs_f64());
-        metrics.queue_oldest_enqueue_timestamp_seconds.set(since);
+        self.gauges.oldest.set(since);
     }
 
     pub(super) fn features(&mut self, bytes: u64, evictions: u64) {
         let metrics = &self.shared.metrics;
-        let held = bytes.try_into().unwrap_or(i64::MAX);
-        metrics.cache_bytes.with_label_values(&["features"]).set(held);
+        self.gauges.feature_bytes.set(bytes);
         let new = evictions - self.evictions;
         metrics.cache_evictions_total.with_label_values(&["features"]).inc_by(new);
         self.evictions = evictions;
@@ -287,7 +316,7 @@ impl Meter {
     /// Updates the metrics of a device with memory of its own.
     pub(super) fn device(&mut self, usage: Option<DeviceUsage>) {
         let Some(usage) = usage else { return };
-        let metrics = &self.shared.metrics;
+        let (metrics, worker) = (&self.shared.metrics, self.gauges.worker.as_str());
         let bytes = [
             ("total", usage.total_bytes),
             ("allocated", usage.allocated_bytes),
@@ -295,16 +324,16 @@ impl Meter {
         ];
         for (part, bytes) in bytes {
             let bytes = bytes.try_into().unwrap_or(i64::MAX);
-            metrics.device_memory_bytes.with_label_values(&[part]).set(bytes);
+            metrics.device_memory_bytes.with_label_values(&[worker, part]).set(bytes);
         }
         let free = usage.kv_pages.saturating_sub(usage.kv_pages_used);
         for (state, pages) in [("used", usage.kv_pages_used), ("free", free)] {
             let pages = pages.try_into().unwrap_or(i64::MAX);
-            metrics.device_kv_pages.with_label_values(&[state]).set(pages);
+            metrics.device_kv_pages.with_label_values(&[worker, state]).set(pages);
         }
         // A backend that was rebuilt counts from 0 again.
         let new = usage.graph_launches.checked_sub(self.graph_launches);
-        metrics.device_graph_launches_total.inc_by(new.unwrap_or(usage.graph_launches));
+        self.gauges.graph_launches.inc_by(new.unwrap_or(usage.graph_launches));
         self.graph_launches = usage.graph_launches;
     }
 
@@ -336,6 +365,6 @@ impl Meter {
         let name = self.shared.models.get(model.0).map_or("unknown", |model| model.name.as_str());
         metrics.batch_size.with_label_values(&[stage, name]).observe(size as f64);
         metrics.stage_duration_seconds.with_label_values(&[stage]).observe(elapsed.as_secs_f64());
-        metrics.worker_busy_seconds_total.inc_by(elapsed.as_secs_f64());
+        self.gauges.busy_seconds.inc_by(elapsed.as_secs_f64());
     }
 }

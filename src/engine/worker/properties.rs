@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use super::tasks::{Outcome, Submission};
 use super::turn::{Next, Worker};
 use crate::engine::admission::CallReservation;
+use crate::engine::ids::CallNumbers;
 use crate::engine::shared::Shared;
 use crate::engine::testing::ManualClock;
 use crate::engine::testing::fake::{self, FakeBackend, FakeCall, FakeControl, FakeFault, FakeMark};
@@ -165,7 +166,7 @@ fn settings() -> EngineSettings {
     EngineSettings {
         capacity_rows: 24,
         max_queue_wait: Duration::from_secs(60),
-        unit_time: 30 * MILLI,
+        unit_time: Some(30 * MILLI),
         linger: 3 * MILLI,
         max_batch_images: 3,
         max_batch_rows: 8,
@@ -206,7 +207,7 @@ impl ThreadlessEngine {
         let (backend, control) = FakeBackend::new(fake::models());
         let metrics = Arc::new(Metrics::try_new().unwrap());
         let context = EngineContext { clock: source, ..EngineContext::without_server(metrics) };
-        let shared = Shared::new(fake::models().into(), settings, context);
+        let shared = Shared::new(fake::models().into(), settings, context, CallNumbers::default());
         let worker = Worker::new(backend, Arc::clone(&shared));
         Self { worker, shared, control, clock, pending: Vec::new(), cancelled: 0, aborted: false }
     }
@@ -229,7 +230,7 @@ impl ThreadlessEngine {
 
     /// Submits a call if it is admitted. Returns whether the call was admitted.
     fn call(&mut self, asks: Vec<Ask>, deadline: Instant) -> bool {
-        let was_draining = self.shared.lifecycle.is_draining();
+        let was_draining = self.shared.is_draining();
         let Ok(call) = self.reserve_call(&asks, deadline) else { return false };
         assert!(!was_draining, "nothing is admitted after drain");
         for ask in asks {

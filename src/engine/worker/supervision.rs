@@ -19,8 +19,8 @@ use crate::engine::shared::Shared;
 use crate::engine::sync::{Builder, JoinHandle, Receiver};
 use crate::telemetry::logging::clipped;
 
-/// Name of the thread, as debuggers and `top` show it.
-const NAME: &str = "blip-worker";
+/// Name of the thread, before the worker's number, as debuggers and `top` show it.
+const NAME: &str = "blip-worker-";
 
 /// A function that rebuilds the backend with the same models. It is called on the worker thread, after the old backend
 /// has been dropped.
@@ -36,7 +36,8 @@ pub(crate) fn spawn<B: Backend + Send + 'static>(
     shared: Arc<Shared>,
     inbox: Receiver<Message>,
 ) -> io::Result<JoinHandle<()>> {
-    Builder::new().name(NAME.into()).spawn(move || {
+    let name = NAME.to_owned() + &shared.lifecycle.label();
+    Builder::new().name(name).spawn(move || {
         let _alive = Alive(Arc::clone(&shared));
         let mut supervisor = Supervisor { rebuild, shared, rebuilt: None };
         // The inbox is dropped only after the lifecycle is `Down`. So when a client's reply resolves to `WorkerDown`,
@@ -50,7 +51,7 @@ struct Alive(Arc<Shared>);
 
 impl Drop for Alive {
     fn drop(&mut self) {
-        self.0.lifecycle.worker_ends();
+        self.0.lifecycle.ends();
     }
 }
 
@@ -76,9 +77,9 @@ impl<B: Backend> Supervisor<B> {
             // The state is set before the tasks end, so that their clients already see the new state.
             if can_rebuild {
                 self.shared.heartbeat.beat();
-                self.shared.lifecycle.worker_rebuilds();
+                self.shared.lifecycle.rebuilds();
             } else {
-                self.shared.lifecycle.worker_ends();
+                self.shared.lifecycle.ends();
             }
             // A panic may have left the worker's data inconsistent. If `fail_all` panics as well, dropping the worker
             // answers its tasks.
@@ -94,15 +95,15 @@ impl<B: Backend> Supervisor<B> {
                 Ok(rebuilt) => worker = rebuilt,
                 Err(error) => {
                     tracing::error!(%error, "cannot rebuild the backend; the worker ends");
-                    self.shared.lifecycle.worker_ends();
+                    self.shared.lifecycle.ends();
                     return inbox;
                 }
             }
             self.shared.heartbeat.beat();
-            self.shared.lifecycle.worker_runs();
+            self.shared.lifecycle.runs();
             tracing::info!("backend rebuilt; serving again");
         }
-        self.shared.lifecycle.worker_ends();
+        self.shared.lifecycle.ends();
         inbox
     }
 
@@ -124,7 +125,7 @@ impl<B: Backend> Supervisor<B> {
         // If the backend fails again so soon after a rebuild, another rebuild would not help.
         let again = |at: Instant| now.saturating_duration_since(at) < interval;
         match (&self.rebuild, self.rebuilt) {
-            _ if self.shared.lifecycle.is_draining() => {
+            _ if self.shared.is_draining() => {
                 tracing::error!("the backend has failed during shutdown; not rebuilding it");
             }
             (None, _) => tracing::error!("the backend has failed and cannot be rebuilt"),

@@ -37,7 +37,7 @@ pub(super) fn run<B: Backend>(worker: &mut Worker<B>, inbox: &Receiver<Message>)
     loop {
         // `stopping` is read before the inbox is drained. So if it is set, everything that was submitted before the
         // stop is already in the inbox.
-        let stopping = worker.shared.lifecycle.is_stopping();
+        let stopping = worker.shared.is_stopping();
         let open = drain(worker, inbox);
         if !open {
             worker.drain();
@@ -48,7 +48,7 @@ pub(super) fn run<B: Backend>(worker: &mut Worker<B>, inbox: &Receiver<Message>)
             Next::Idle if worker.is_empty() && (!open || stopping) => return Ended::Done,
             // The engine was stopped in the meantime, and the wake-up message for that may already have been consumed.
             // So check again instead of sleeping.
-            Next::Idle if !stopping && worker.shared.lifecycle.is_stopping() => continue,
+            Next::Idle if !stopping && worker.shared.is_stopping() => continue,
             Next::BackendFailed => return Ended::BackendFailed,
             Next::DeviceLost => return Ended::DeviceLost,
             Next::Idle => HEARTBEAT,

@@ -200,12 +200,12 @@ impl<B: Backend> Worker<B> {
     /// those whose client has disconnected. A client may also disconnect because the deadline has passed. Because
     /// deadlines are checked first, the task of such a client counts as expired and not as cancelled.
     fn reap_finished(&mut self, now: Instant) {
-        if self.shared.lifecycle.is_aborted() {
+        if self.shared.is_aborted() {
             for task in self.tasks.keys().copied().collect::<Vec<_>>() {
                 self.finish(task, Err(EngineError::ShuttingDown));
             }
         }
-        if self.shared.lifecycle.is_draining() {
+        if self.shared.is_draining() {
             self.scheduler.drain();
         }
         for task in self.scheduler.due(now) {

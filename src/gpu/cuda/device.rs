@@ -48,19 +48,24 @@ struct State {
     capture: Option<Vec<Address>>,
 }
 
-/// Returns the number of the first device that [`CudaDevice::try_new`] can use, as far as that is known without opening it.
+/// Returns the ordinals of the devices that [`CudaDevice::try_new`] can use, as far as that is known without opening them;
+/// at least one.
 ///
 /// # Errors
 /// Says why there is none: the reason of the first device, or why none was found.
-pub fn first_usable() -> Result<usize, CudaUnavailable> {
-    let mut reason = None;
+pub fn usable() -> Result<Vec<usize>, CudaUnavailable> {
+    let (mut ordinals, mut reason) = (Vec::new(), None);
     for info in probe()? {
         match info.check_architecture().and_then(|()| require_cublas_lt(info.driver)) {
-            Ok(()) => return Ok(info.ordinal),
+            Ok(()) => ordinals.push(info.ordinal),
             Err(error) => reason = reason.or(Some(error)),
         }
     }
-    Err(reason.unwrap_or(CudaUnavailable::NoDevice))
+    if ordinals.is_empty() {
+        Err(reason.unwrap_or(CudaUnavailable::NoDevice))
+    } else {
+        Ok(ordinals)
+    }
 }
 
 impl CudaDevice {

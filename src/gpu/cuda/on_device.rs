@@ -1,7 +1,7 @@
 //! Tests of [`CudaDevice`] on a device. Where there is none, they say that they were skipped. `tests/gpu/fake_cuda/run.sh`
 //! runs them with stand-ins for NVIDIA's libraries.
 
-use super::{CudaDevice, KernelSource, first_usable, probe};
+use super::{CudaDevice, KernelSource, probe, usable};
 use crate::gpu::device::{
     Address, Argument, Device, DeviceError, Format, GraphId, Launch, Product,
 };
@@ -47,10 +47,14 @@ $L__BB0_2:
 
 /// A host with a driver but without cuBLASLt has no usable device: its models run on the CPU.
 #[test]
-fn the_first_usable_device_is_one_that_can_be_opened() {
+fn usable_devices_can_be_opened() {
     let source = KernelSource { cuda: CUDA.to_owned(), ptx: PTX };
-    match first_usable() {
-        Ok(ordinal) => drop(CudaDevice::try_new(ordinal, &source).unwrap()),
+    match usable() {
+        Ok(ordinals) => {
+            for ordinal in ordinals {
+                drop(CudaDevice::try_new(ordinal, &source).unwrap());
+            }
+        }
         Err(reason) => {
             println!("{reason}");
             for info in probe().unwrap_or_default() {
@@ -62,8 +66,8 @@ fn the_first_usable_device_is_one_that_can_be_opened() {
 
 /// Opens the first device that we support.
 fn open(cuda: &str) -> Option<CudaDevice> {
-    let usable = first_usable().inspect_err(|reason| println!("skipped: {reason}"));
-    let ordinal = usable.ok()?;
+    let usable = usable().inspect_err(|reason| println!("skipped: {reason}"));
+    let ordinal = usable.ok()?[0];
     let source = KernelSource { cuda: cuda.to_owned(), ptx: PTX };
     let device = CudaDevice::try_new(ordinal, &source).unwrap();
     println!("{}", device.description());

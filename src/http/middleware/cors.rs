@@ -25,6 +25,8 @@ pub(crate) fn cors(settings: &CorsSettings) -> CorsLayer {
             header::CONTENT_TYPE,
             X_REQUEST_ID,
             HeaderName::from_static("x-request-timeout-ms"),
+            // This server ignores it. A proxy in front of several servers routes by it.
+            HeaderName::from_static("x-image-id"),
         ])
         .expose_headers([
             X_REQUEST_ID,

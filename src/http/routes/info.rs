@@ -16,7 +16,7 @@ use crate::http::settings::HttpSettings;
 use crate::http::state::HttpState;
 use crate::http::state::models::Eligible;
 use crate::settings::Section;
-use crate::task::ModelInfo;
+use crate::task::{Device, ModelInfo};
 
 /// Version, models, limits and batching of this server.
 #[derive(Debug, Serialize, ToSchema)]
@@ -30,12 +30,25 @@ pub(crate) struct Info {
     limits: LimitsDescription,
     /// Settings of admission control and batching.
     batching: BatchingInfo,
+    /// Workers that run the models: one for each GPU, or one on the CPU. `batching` holds for each of them.
+    workers: Vec<WorkerDescription>,
     /// Instruction set that the CPU kernels use.
     #[schema(example = "avx512-bf16")]
     cpu_isa: String,
     /// Order of the two passes of image resizing: `pillow13` or `horizontal_first` (setting `input.resize_order`).
     #[schema(example = "pillow13")]
     resize_order: &'static str,
+}
+
+/// A worker. It runs all models on its device, and has a queue of its own.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct WorkerDescription {
+    /// Number of the worker: the label `worker` of metrics.
+    #[schema(example = 0)]
+    worker: usize,
+    /// Device that runs its models.
+    #[schema(example = "cuda:0")]
+    device: String,
 }
 
 /// A model that this server has loaded.
@@ -62,7 +75,7 @@ pub(crate) struct ModelDescription {
     /// Data type of weights and activations.
     #[schema(example = "f32")]
     dtype: &'static str,
-    /// Device that runs the model.
+    /// Device that runs the model; with several GPUs the first, `workers` has all.
     #[schema(example = "cpu")]
     device: String,
     /// Number of dimensions of image and text embeddings.
@@ -180,11 +193,19 @@ pub(crate) async fn show_info(State(state): State<HttpState>) -> Result<Response
             models: models.collect(),
             limits: limits(state.settings(), services.fetcher.is_some()),
             batching: pick(&[written(services.engine.settings())]),
+            workers: workers(services.engine.devices()),
             cpu_isa: services.cpu_isa.clone(),
             resize_order: state.settings().input.resize_order.name(),
         },
         None,
     )
+}
+
+fn workers(devices: impl Iterator<Item = Device>) -> Vec<WorkerDescription> {
+    let described = devices.enumerate();
+    described
+        .map(|(worker, device)| WorkerDescription { worker, device: device.to_string() })
+        .collect()
 }
 
 fn describe(info: &ModelInfo, default: bool) -> ModelDescription {

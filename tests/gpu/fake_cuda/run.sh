@@ -18,7 +18,7 @@ cc "${flags[@]}" -Wl,-soname,libcublasLt.so.12 -Wl,-rpath,'$ORIGIN' -o "$librari
 # A driver without cuBLASLt.
 mkdir "$libraries/driver"
 ln -s ../libcuda.so.1 "$libraries/driver/"
-LD_LIBRARY_PATH="$libraries/driver" cargo test --locked --lib gpu::cuda::on_device::the_first_usable -- --nocapture |
+LD_LIBRARY_PATH="$libraries/driver" cargo test --locked --lib gpu::cuda::on_device::usable_devices -- --nocapture |
   grep 'found no libcublasLt'
 
 # One thread: the stand-ins have one stream.

@@ -50,7 +50,7 @@ fn a_single_call_goes_before_all_bulk_work_in_both_stages() {
 #[test]
 fn bulk_work_gets_a_twentieth_while_interactive_work_fills_every_unit() {
     for need in [CAPTION, Need::Rows { count: 1, tokens: 90 }] {
-        let unit_time = 4 * MILLI;
+        let unit_time = Some(4 * MILLI);
         let settings = EngineSettings { max_batch_tokens: 100, unit_time, ..roomy() };
         let mut world = SimulatedWorker::new(settings);
         // The open tasks, interactive and of bulk work, and how many of each were answered.

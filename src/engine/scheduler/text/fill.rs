@@ -33,7 +33,7 @@ impl Fill<'_> {
         // Bulk work may lengthen a unit of other work only a little. It costs little where most of the time is fixed.
         let mixed = self.interactive_work.filter(|_| is_bulk);
         let in_time = self.cost.is_some_and(|cost| {
-            let budget = cost.budget(self.settings.unit_time);
+            let budget = cost.budget(self.settings.unit_time());
             let most = mixed.map_or(budget, |work| budget.min(MIXED * cost.seconds(work)));
             cost.seconds(work) <= most
         });

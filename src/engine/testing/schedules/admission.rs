@@ -12,6 +12,7 @@ use shuttle::thread;
 use super::run;
 use crate::engine::EngineSettings;
 use crate::engine::admission::AdmissionController;
+use crate::engine::ids::CallNumbers;
 use crate::fairness::ClientId;
 use crate::telemetry::metrics::Metrics;
 
@@ -19,7 +20,11 @@ use crate::telemetry::metrics::Metrics;
 /// then waits for the call to end.
 fn a_call_and_a_drain(admitted: &Arc<AtomicUsize>) {
     let metrics = Arc::new(Metrics::try_new().unwrap());
-    let admission = AdmissionController::new(&EngineSettings::default(), Arc::clone(&metrics));
+    let admission = AdmissionController::new(
+        &EngineSettings::default(),
+        Arc::clone(&metrics),
+        CallNumbers::default(),
+    );
     let was_emptied = Arc::new(AtomicBool::new(false));
     let call = {
         let admission = Arc::clone(&admission);

@@ -28,7 +28,7 @@ impl ExploredWorld {
         let gauges = [
             self.metrics.queue_rows.get(),
             self.metrics.queue_bytes.get(),
-            self.metrics.worker_up.get(),
+            self.metrics.worker_up.with_label_values(&["0"]).get(),
         ];
         assert_eq!(gauges, [0; 3], "rows, bytes and the worker");
         assert_eq!(self.handle.rows(), 0);

@@ -1,0 +1,214 @@
+//! Tests of an engine with several workers, as on a machine with several GPUs.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use crate::engine::testing::ManualClock;
+use crate::engine::testing::bench::*;
+use crate::engine::testing::fake::{self, FakeBackend, FakeCall, FakeControl, FakeFault, FakeMark};
+use crate::engine::{
+    Admission, Engine, EngineError, EngineHandle, EngineSettings, Phase, Rebuild, Reply, Supervised,
+};
+use crate::fairness::ClientId;
+use crate::telemetry::metrics::Metrics;
+
+/// An engine of two workers on fake backends.
+struct Pair {
+    handle: EngineHandle,
+    controls: [FakeControl; 2],
+    metrics: Arc<Metrics>,
+    clock: ManualClock,
+    engine: Engine,
+}
+
+impl Pair {
+    fn start() -> Self {
+        Self::supervised(None)
+    }
+
+    /// The first worker's backend can be rebuilt by `rebuild`.
+    fn supervised(rebuild: Option<Rebuild<FakeBackend>>) -> Self {
+        let (first, first_control) = FakeBackend::new(fake::models());
+        let (second, second_control) = FakeBackend::new(fake::models());
+        let (metrics, clock) = (Arc::new(Metrics::try_new().unwrap()), ManualClock::start());
+        let engine = Engine::start_workers(
+            Supervised { backend: first, rebuild },
+            vec![Supervised { backend: second, rebuild: None }],
+            EngineSettings::default(),
+            context(&metrics, &clock),
+        );
+        let engine = engine.unwrap();
+        let controls = [first_control, second_control];
+        Self { handle: engine.handle(), controls, metrics, clock, engine }
+    }
+
+    fn admit(&self) -> Result<Admission, EngineError> {
+        let deadline = self.clock.now() + Duration::from_secs(30);
+        self.handle.admit(ClientId::default(), 0, deadline)
+    }
+
+    /// Submits a caption of image `mark` as a call of its own.
+    fn caption(&self, mark: u8) -> Reply {
+        let mut admission = self.admit().unwrap();
+        admission.reserve(1, 1).unwrap();
+        admission.submit(CAPTION, caption(mark))
+    }
+
+    /// Returns the marks of the images that each worker encoded, sorted.
+    fn encoded(&self) -> [Vec<u8>; 2] {
+        let marks = |control: &FakeControl| {
+            let units = control.log().into_iter().filter(|unit| unit.call == FakeCall::Encode);
+            let mut marks: Vec<u8> = units
+                .flat_map(|unit| unit.items.into_iter().flatten())
+                .filter_map(|mark| match mark {
+                    FakeMark::Image(mark) => Some(mark),
+                    FakeMark::Token(_) => None,
+                })
+                .collect();
+            marks.sort_unstable();
+            marks
+        };
+        self.controls.each_ref().map(marks)
+    }
+
+    fn end(self) {
+        self.controls.iter().for_each(FakeControl::release);
+        drop(self.handle);
+        self.engine.join();
+        let up = |worker| self.metrics.worker_up.with_label_values(&[worker]).get();
+        let queued = [self.metrics.queue_rows.get(), self.metrics.queue_bytes.get()];
+        assert_eq!((up("0"), up("1"), queued), (0, 0, [0, 0]));
+    }
+}
+
+/// Polls once; the test polls again itself, so no waker is needed.
+fn poll<F: Future>(future: std::pin::Pin<&mut F>) -> Poll<F::Output> {
+    future.poll(&mut Context::from_waker(Waker::noop()))
+}
+
+#[test]
+fn a_call_goes_to_the_worker_with_the_shortest_queue() {
+    let pair = Pair::start();
+    pair.controls.iter().for_each(FakeControl::hold);
+    let first: Vec<_> = (1..=4).map(|mark| pair.caption(mark)).collect();
+    // A large call goes to the first worker, because both queues have the same length. So the next four calls go to the
+    // second.
+    let mut large = pair.admit().unwrap();
+    large.reserve(8, 1).unwrap();
+    let next: Vec<_> = (5..=8).map(|mark| pair.caption(mark)).collect();
+    pair.controls.iter().for_each(FakeControl::release);
+    for reply in first.into_iter().chain(next) {
+        assert!(wait(reply).is_ok());
+    }
+    assert_eq!(pair.encoded(), [vec![1, 3], vec![2, 4, 5, 6, 7, 8]]);
+    drop(large);
+    pair.end();
+}
+
+/// Calls whose bodies are still arriving have no rows yet.
+#[test]
+fn calls_that_are_being_read_count_as_queued() {
+    let pair = Pair::start();
+    let calls: Vec<_> = (0..6).map(|_| pair.admit().unwrap()).collect();
+    for (index, mut admission) in calls.into_iter().enumerate() {
+        admission.reserve(1, 1).unwrap();
+        assert!(wait(admission.submit(CAPTION, caption(index as u8))).is_ok());
+    }
+    assert_eq!(pair.encoded(), [vec![0, 2, 4], vec![1, 3, 5]]);
+    pair.end();
+}
+
+#[test]
+fn the_lines_of_one_bulk_request_use_all_workers() {
+    let pair = Pair::start();
+    let deadline = pair.clock.now() + Duration::from_secs(30);
+    let request = pair.handle.admit_bulk(ClientId(1), deadline).unwrap();
+    let mut parts: Vec<_> = (0..6).map(|_| request.admit_part(deadline)).collect();
+    let mut calls: Vec<_> = parts.iter().map(Admission::call).collect();
+    calls.push(request.call());
+    calls.dedup();
+    assert_eq!(calls.len(), 7, "every call has an id of its own");
+    for (mark, part) in parts.iter_mut().enumerate() {
+        wait(part.reserve_when_room(1, 1, 10)).unwrap();
+        assert!(wait(part.submit(CAPTION, caption(mark as u8))).is_ok());
+    }
+    // The request itself counts as a call of the first worker.
+    assert_eq!(pair.encoded().map(|marks| marks.len()), [3, 3]);
+    assert_eq!(pair.metrics.queue_bytes.get(), 60, "the gauge is the sum of both queues");
+    drop((parts, request));
+    pair.end();
+}
+
+#[test]
+fn a_drain_waits_for_a_line_on_another_worker_than_its_request() {
+    let pair = Pair::start();
+    let deadline = pair.clock.now() + Duration::from_secs(30);
+    let request = pair.handle.admit_bulk(ClientId(1), deadline).unwrap();
+    let part = request.admit_part(deadline);
+    pair.handle.drain();
+    assert!(matches!(pair.admit(), Err(EngineError::ShuttingDown)));
+    {
+        let handle = pair.handle.clone();
+        let mut drained = pin!(handle.drained());
+        assert!(poll(drained.as_mut()).is_pending());
+        // The request ends before its last line.
+        drop(request);
+        assert!(poll(drained.as_mut()).is_pending());
+        drop(part);
+        assert!(poll(drained.as_mut()).is_ready());
+    }
+    pair.end();
+}
+
+#[test]
+fn a_worker_whose_backend_is_rebuilt_gets_no_calls_while_the_other_serves() {
+    let (begun, rebuilding) = channel();
+    let (go_on, waiting) = channel::<()>();
+    let rebuild: Rebuild<FakeBackend> = Box::new(move || {
+        begun.send(())?;
+        waiting.recv()?;
+        Ok(FakeBackend::new(fake::models()).0)
+    });
+    let pair = Pair::supervised(Some(rebuild));
+    pair.controls[0].kill_worker();
+    assert_eq!(wait(pair.caption(1)), Err(EngineError::WorkerDown));
+    rebuilding.recv().unwrap();
+    assert_eq!(pair.handle.phase(), Phase::Ready);
+    for mark in 2..=4 {
+        assert!(wait(pair.caption(mark)).is_ok());
+    }
+    assert_eq!(pair.encoded()[1], [2, 3, 4]);
+    go_on.send(()).unwrap();
+    pair.end();
+}
+
+#[test]
+fn the_loss_of_one_device_ends_the_engine() {
+    let pair = Pair::start();
+    pair.controls[1].fault(FakeCall::Encode, FakeMark::Image(2), FakeFault::DeviceLost);
+    pair.controls.iter().for_each(FakeControl::hold);
+    let replies = [1, 2].map(|mark| pair.caption(mark));
+    pair.controls.iter().for_each(FakeControl::release);
+    let [_, lost] = replies.map(wait);
+    assert!(lost.is_err());
+    wait(pair.handle.lost());
+    assert_eq!(pair.handle.phase(), Phase::Down);
+    pair.end();
+}
+
+#[test]
+fn capacity_and_warm_up_count_for_every_worker() {
+    let pair = Pair::start();
+    let capacity = EngineSettings::default().capacity_rows;
+    assert_eq!(pair.metrics.queue_capacity.get(), 2 * capacity as i64);
+    wait(pair.handle.warm_up()).unwrap();
+    for control in &pair.controls {
+        assert!(control.log().iter().any(|unit| unit.call == FakeCall::Step));
+    }
+    assert_eq!(pair.handle.devices().count(), 2);
+    pair.end();
+}

@@ -99,6 +99,8 @@ pub struct DeviceUsage {
     pub kv_pages: usize,
     /// Number of passes that ran as one recorded graph so far.
     pub graph_launches: u64,
+    /// Number of recorded graphs that could not be built, or were dropped because passes kept differing from them.
+    pub lost_graphs: u64,
 }
 
 /// A row that needs only one pass through a text tower or, for `EmbedImage`, only a projection.

@@ -17,6 +17,7 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::device::{Address, Argument, Device, DeviceError, GraphId, Launch, MemoryInfo, Product};
@@ -36,6 +37,8 @@ const MOST_KEYS: usize = 256;
 pub struct Recorder<K> {
     device: Arc<dyn Device>,
     state: Mutex<State<K>>,
+    /// Number of graphs that could not be built, or were dropped because passes kept differing from them.
+    lost: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -113,7 +116,7 @@ impl<K: Clone + Eq + Hash + std::fmt::Debug + Send> Recorder<K> {
     #[must_use]
     pub fn new(device: Arc<dyn Device>) -> Self {
         let state = State { plans: HashMap::new(), current: None, replays: 0, passes: 0 };
-        Self { device, state: Mutex::new(state) }
+        Self { device, state: Mutex::new(state), lost: AtomicU64::new(0) }
     }
 
     /// Announces that the calls from now on are a pass. Passes are not nested.
@@ -144,6 +147,7 @@ impl<K: Clone + Eq + Hash + std::fmt::Debug + Send> Recorder<K> {
             Mode::Recording(_) | Mode::Comparing(_) | Mode::Forwarding => Ok(()),
         };
         if plan.misses >= MOST_MISSES {
+            self.lost.fetch_add(1, Ordering::Relaxed);
             self.forget(&mut plan);
         }
         state.plans.insert(key, plan);
@@ -164,6 +168,12 @@ impl<K: Clone + Eq + Hash + std::fmt::Debug + Send> Recorder<K> {
         self.state().replays
     }
 
+    /// Returns the number of graphs that could not be built, or were dropped because passes kept differing from them.
+    #[must_use]
+    pub fn lost_graphs(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+
     /// Builds a graph if the calls are those of the pass before, and keeps the calls otherwise. The pass itself has
     /// succeeded, so errors other than a lost device only mean that there is no graph.
     fn learn(&self, plan: &mut Plan, calls: Vec<Call>) -> Result<(), DeviceError> {
@@ -175,7 +185,10 @@ impl<K: Clone + Eq + Hash + std::fmt::Debug + Send> Recorder<K> {
         match self.graph(&calls) {
             Ok(graph) => plan.graph = Some(graph),
             Err(error @ DeviceError::Lost(_)) => return Err(error),
-            Err(DeviceError::OutOfMemory(_) | DeviceError::Failed(_)) => plan.differences += 1,
+            Err(DeviceError::OutOfMemory(_) | DeviceError::Failed(_)) => {
+                self.lost.fetch_add(1, Ordering::Relaxed);
+                plan.differences += 1;
+            }
         }
         Ok(())
     }

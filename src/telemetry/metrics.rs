@@ -198,6 +198,9 @@ metrics! {
         device_kv_pages: IntGaugeVec ["worker", "state"],
         /// Passes that the worker's GPU ran as one recorded graph.
         device_graph_launches_total: IntCounterVec ["worker"],
+        /// Recorded graphs of the worker's GPU that could not be built, or were dropped because passes kept differing
+        /// from them. Such passes run launch by launch, which is slower.
+        device_graphs_lost_total: IntCounterVec ["worker"],
         /// Seconds that the worker spent computing.
         worker_busy_seconds_total: CounterVec ["worker"],
         /// Unix time of the worker's last heartbeat.

@@ -77,6 +77,8 @@ pub(super) struct Scenario {
     pub(super) horizon: Duration,
     /// Time of the signal to end; `None` sends it when all clients are done.
     pub(super) shutdown: Option<Duration>,
+    /// Number of workers of the engine.
+    pub(super) workers: usize,
 }
 
 impl Scenario {
@@ -112,6 +114,7 @@ impl Scenario {
             honest: chance.within(0, 2),
             horizon,
             shutdown: chance.percent(50).then(|| chance.milliseconds(0, 6000)),
+            workers: if chance.percent(25) { 2 } else { 1 },
         }
     }
 }

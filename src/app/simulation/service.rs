@@ -19,7 +19,7 @@ use super::pictures::decode_slowly;
 use super::scenario::Scenario;
 use super::world::World;
 use crate::engine::testing::fake::models;
-use crate::engine::{Engine, EngineContext, Rebuild};
+use crate::engine::{Engine, EngineContext, Rebuild, Supervised};
 use crate::fairness::with_reserve;
 use crate::http::{self, Drained, Model, Models, Services, max_sockets, router};
 use crate::images::Images;
@@ -143,15 +143,18 @@ fn start(scenario: &Scenario) -> Service {
     if let Some(tokens) = scenario.text_length {
         script.control.set_text_length(tokens);
     }
-    let rebuild: Rebuild<_> = {
-        let (script, Faults { rebuild_fails, .. }) = (Arc::clone(&script), scenario.faults);
-        Box::new(move || {
+    let supervised = || {
+        let (backend, script) = (script.backend(), Arc::clone(&script));
+        let Faults { rebuild_fails, .. } = scenario.faults;
+        let rebuild: Rebuild<_> = Box::new(move || {
             simulated::sleep(Duration::from_millis(700));
             if rebuild_fails { Err("scripted".into()) } else { Ok(script.backend()) }
-        })
+        });
+        Supervised { backend, rebuild: Some(rebuild) }
     };
+    let others = (1..scenario.workers).map(|_| supervised()).collect();
     let context = EngineContext::new(Arc::clone(&app.metrics), Arc::clone(app.state.lifecycle()));
-    let engine = Engine::start_supervised(script.backend(), rebuild, config.engine, context);
+    let engine = Engine::start_workers(supervised(), others, config.engine, context);
     let (input, metrics) = (config.http.input, Arc::clone(&app.metrics));
     let images = Images::start_with(&config.images, input, metrics, Box::new(decode_slowly));
     Service {
@@ -183,8 +186,9 @@ fn set_ready(app: &App, engine: &Engine, images: &Images) {
 /// Checks at short intervals that everything stays within its bounds.
 async fn watch(world: Rc<World>, metrics: Arc<Metrics>, images: Images) {
     let config = &world.scenario.config;
-    let rows = with_reserve(config.engine.capacity_rows as u64).cast_signed();
-    let bytes = with_reserve(config.engine.capacity_bytes).cast_signed();
+    let of_all = |capacity| with_reserve(capacity).cast_signed() * world.scenario.workers as i64;
+    let rows = of_all(config.engine.capacity_rows as u64);
+    let bytes = of_all(config.engine.capacity_bytes);
     let bulk = with_reserve(config.http.bulk.max_requests as u64).cast_signed();
     let sockets = max_sockets(config.http.connections.max_connections, false).cast_signed() as i64;
     loop {
@@ -237,7 +241,8 @@ fn check_end(world: &World, metrics: &Metrics) {
         ("images that wait", metrics.queue_depth.with_label_values(&["vision"]).get()),
         ("rows that wait", metrics.queue_depth.with_label_values(&["text"]).get()),
         ("decodes", metrics.decode_permits_in_use.get()),
-        ("workers", metrics.worker_up.with_label_values(&["0"]).get()),
+        ("first worker", metrics.worker_up.with_label_values(&["0"]).get()),
+        ("second worker", metrics.worker_up.with_label_values(&["1"]).get()),
         ("ready", metrics.ready.get()),
         ("bulk requests", metrics.bulk_requests.get()),
         ("bulk requests that wait", metrics.bulk_requests_waiting.get()),

@@ -60,8 +60,8 @@ pub(super) struct Meter {
     out_of_memory: Cell<u64>,
     /// True if a backend call has lost its device.
     device_lost: Cell<bool>,
-    /// Number of graph launches that are counted.
-    graph_launches: u64,
+    /// Number of graph launches, and of lost graphs, that are counted.
+    graphs: [u64; 2],
 }
 
 /// The metrics that several workers write: this worker's shares of sums, and the metrics with its label.
@@ -75,6 +75,7 @@ struct WorkerGauges {
     oldest: Gauge,
     busy_seconds: Counter,
     graph_launches: IntCounter,
+    lost_graphs: IntCounter,
 }
 
 impl WorkerGauges {
@@ -88,6 +89,7 @@ impl WorkerGauges {
             oldest: metrics.queue_oldest_enqueue_timestamp_seconds.with_label_values(label),
             busy_seconds: metrics.worker_busy_seconds_total.with_label_values(label),
             graph_launches: metrics.device_graph_launches_total.with_label_values(label),
+            lost_graphs: metrics.device_graphs_lost_total.with_label_values(label),
             worker,
         }
     }
@@ -134,7 +136,7 @@ impl Meter {
             measured: [None; 2],
             out_of_memory: Cell::new(0),
             device_lost: Cell::new(false),
-            graph_launches: 0,
+            graphs: [0; 2],
         }
     }
 
@@ -331,10 +333,21 @@ impl Meter {
             let pages = pages.try_into().unwrap_or(i64::MAX);
             metrics.device_kv_pages.with_label_values(&[worker, state]).set(pages);
         }
+        let graphs = [usage.graph_launches, usage.lost_graphs];
         // A backend that was rebuilt counts from 0 again.
-        let new = usage.graph_launches.checked_sub(self.graph_launches);
-        self.gauges.graph_launches.inc_by(new.unwrap_or(usage.graph_launches));
-        self.graph_launches = usage.graph_launches;
+        let new = |counted: u64, now: u64| now.checked_sub(counted).unwrap_or(now);
+        let lost = new(self.graphs[1], graphs[1]);
+        self.gauges.graph_launches.inc_by(new(self.graphs[0], graphs[0]));
+        self.gauges.lost_graphs.inc_by(lost);
+        self.graphs = graphs;
+        if lost > 0 {
+            tracing::warn!(
+                worker,
+                graphs = lost,
+                "gave up recorded graphs of the GPU: passes of these kinds run launch by launch, which is slower, until \
+                 they repeat again"
+            );
+        }
     }
 
     /// Records that a unit of this stage has been measured.

@@ -120,6 +120,44 @@ fn kernels_change_memory_in_the_order_of_the_calls() {
     assert!(0 < info.free && info.free < info.total, "{info:?}");
 }
 
+/// Each device has a worker thread in the server. Here one thread uses both in turn, which finds calls that rely on the
+/// context of the call before.
+#[test]
+fn devices_work_beside_each_other() {
+    let usable = usable().inspect_err(|reason| println!("skipped: {reason}"));
+    let Ok([first, second, ..]) = usable.as_deref() else {
+        return println!("skipped: fewer than two devices");
+    };
+    let source = KernelSource { cuda: CUDA.to_owned(), ptx: PTX };
+    let devices = [*first, *second].map(|ordinal| CudaDevice::try_new(ordinal, &source).unwrap());
+    let memory = devices.each_ref().map(|device| device.allocate(4).unwrap());
+    for (device, x) in devices.iter().zip(memory) {
+        upload_floats(device, x, &[0.0]);
+    }
+    for number in 1..=10 {
+        for (device, (x, sign)) in devices.iter().zip(memory.into_iter().zip([1.0, -1.0])) {
+            add(device, x, 1, sign * number as f32).unwrap();
+        }
+    }
+    let graphs = devices.each_ref().map(|device| {
+        device.begin_capture().unwrap();
+        device
+    });
+    for (device, x) in graphs.iter().zip(memory) {
+        add(device, x, 1, 1.0).unwrap();
+    }
+    for device in graphs {
+        let graph = device.end_capture().unwrap();
+        device.replay(graph).unwrap();
+        device.drop_graph(graph);
+    }
+    let values = [0, 1].map(|index| download_floats(&devices[index], memory[index], 1));
+    assert_eq!(values, [[56.0], [-54.0]]);
+    for (device, x) in devices.iter().zip(memory) {
+        device.free(x);
+    }
+}
+
 #[test]
 fn built_in_ptx_replaces_sources_that_cannot_be_compiled() {
     let Some(device) = open("this is not C++") else { return };

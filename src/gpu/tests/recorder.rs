@@ -299,7 +299,7 @@ fn a_graph_that_no_longer_fits_is_replaced() {
         steps[5] = Step::Mix { to: 11, from: 10, number: 60 };
         check(&device, &recorder, &steps, "other calls from now on");
     }
-    assert_eq!((recorder.replays(), device.graphs()), (2, 1));
+    assert_eq!((recorder.replays(), device.graphs(), recorder.lost_graphs()), (2, 1, 1));
 }
 
 #[test]
@@ -312,7 +312,7 @@ fn the_number_of_graphs_is_bounded_and_those_in_use_stay() {
         run(&recorder, 0, &pass(3)).unwrap();
     }
     assert!((200..=256).contains(&device.graphs()), "{} graphs", device.graphs());
-    assert_eq!(recorder.replays(), 999 - 2);
+    assert_eq!((recorder.replays(), recorder.lost_graphs()), (999 - 2, 0));
     drop(recorder);
     assert_eq!(device.graphs(), 0);
 }

@@ -1,6 +1,6 @@
-// A stand-in for libcuda.so.1 whose device is the host, for tests of src/gpu/cuda on machines without a GPU.
+// A stand-in for libcuda.so.1 whose two devices are the host, for tests of src/gpu/cuda on machines without a GPU.
 //
-// Device memory is host memory. The stream is a queue that runs as late as the CUDA driver may run it, so bytes that a
+// Device memory is host memory. The stream of a device is a queue that runs as late as the CUDA driver may run it, so bytes that a
 // caller changes too early arrive changed. There is one kernel, `add` of src/gpu/cuda/on_device.rs, whose code is here and
 // not in the module that is loaded. What is not freed at exit is an error.
 //
@@ -18,6 +18,7 @@ enum {
   OUT_OF_MEMORY = 2,
   INVALID_CONTEXT = 201,
   INVALID_PTX = 218,
+  INVALID_HANDLE = 400,
   NOT_FOUND = 500,
   CAPTURE_UNSUPPORTED = 900,
 };
@@ -33,41 +34,53 @@ typedef struct {
   size_t count;
 } Queue;
 
-static char context, stream, module, kernel;
-// As in the real driver, each thread must make the context current.
-static __thread void *current;
-static Queue queue;
-static Queue *capture;
-// Number of works that were queued and that have run.
-static uint64_t queued, done;
+enum { DEVICES = 2 };
+
+// A device with its primary context and its only stream.
+typedef struct {
+  char stream, module, kernel;
+  Queue queue;
+  Queue *capture;
+  // Number of works that were queued and that have run.
+  uint64_t queued, done;
+} Device;
+
+static Device devices[DEVICES];
+// As in the real driver, each thread must make the context current. A context is the pointer to its device.
+static __thread Device *current;
 // Number of objects that are not freed.
 static int live;
 
-// Fails, as the real driver does, unless the context is current.
+// Fails, as the real driver does, unless a context is current.
 #define REQUIRE_CONTEXT                                                                                                \
-  if (current != &context) return INVALID_CONTEXT
+  if (!current) return INVALID_CONTEXT
+// Fails unless the stream is that of the current context.
+#define REQUIRE_STREAM(given)                                                                                          \
+  REQUIRE_CONTEXT;                                                                                                     \
+  if ((given) != &current->stream) return INVALID_HANDLE
 
 static void run_until(uint64_t target) {
+  Queue *queue = &current->queue;
   size_t count = 0;
-  for (; count < queue.count && done < target; count++, done++) {
-    queue.work[count].run(queue.work[count].argument);
-    free(queue.work[count].argument);
+  for (; count < queue->count && current->done < target; count++, current->done++) {
+    queue->work[count].run(queue->work[count].argument);
+    free(queue->work[count].argument);
   }
-  queue.count -= count;
-  memmove(queue.work, queue.work + count, queue.count * sizeof(Work));
+  queue->count -= count;
+  memmove(queue->work, queue->work + count, queue->count * sizeof(Work));
 }
 
-// Adds work to the stream, or to the graph that is being captured. Also called by the stand-in for cuBLASLt.
+// Adds work to the stream of the current device, or to the graph that is being captured. Also called by the stand-in for cuBLASLt.
 void fake_cuda_enqueue(void (*run)(void *), const void *argument, size_t bytes) {
-  Queue *target = capture ? capture : &queue;
-  if (target->count == sizeof(queue.work) / sizeof(Work)) {
-    if (capture) abort();
-    run_until(done + 1);
+  Queue *target = current->capture ? current->capture : &current->queue;
+  if (target->count == sizeof(target->work) / sizeof(Work)) {
+    if (current->capture) abort();
+    run_until(current->done + 1);
   }
   void *copy = malloc(bytes);
   memcpy(copy, argument, bytes);
   target->work[target->count++] = (Work){run, copy, bytes};
-  if (!capture) queued++;
+  if (!current->capture) current->queued++;
 }
 
 static void report(void) {
@@ -89,13 +102,13 @@ int cuDriverGetVersion(int *version) {
 }
 
 int cuDeviceGetCount(int *count) {
-  *count = 1;
+  *count = DEVICES;
   return SUCCESS;
 }
 
 int cuDeviceGet(int *device, int ordinal) {
   *device = ordinal;
-  return ordinal == 0 ? SUCCESS : INVALID_VALUE;
+  return 0 <= ordinal && ordinal < DEVICES ? SUCCESS : INVALID_VALUE;
 }
 
 int cuDeviceGetName(char *name, int bytes, int device) {
@@ -122,7 +135,7 @@ int cuGetExportTable(const void **table, const void *id) {
 }
 
 int cuDevicePrimaryCtxRetain(void **result, int device) {
-  *result = &context;
+  *result = &devices[device];
   live++;
   return SUCCESS;
 }
@@ -139,7 +152,7 @@ int cuCtxSetCurrent(void *new) {
 
 int cuStreamCreate(void **result, unsigned flags) {
   REQUIRE_CONTEXT;
-  *result = &stream;
+  *result = &current->stream;
   live++;
   return SUCCESS;
 }
@@ -150,9 +163,9 @@ int cuStreamDestroy_v2(void *stream) {
 }
 
 int cuStreamSynchronize(void *stream) {
-  REQUIRE_CONTEXT;
-  if (capture) return CAPTURE_UNSUPPORTED;
-  run_until(queued);
+  REQUIRE_STREAM(stream);
+  if (current->capture) return CAPTURE_UNSUPPORTED;
+  run_until(current->queued);
   return SUCCESS;
 }
 
@@ -168,7 +181,7 @@ int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
 
 int cuMemFree_v2(uint64_t address) {
   REQUIRE_CONTEXT;
-  if (queue.count > 0) {
+  if (current->queue.count > 0) {
     fprintf(stderr, "fake driver: memory is freed before work is done\n");
     abort();
   }
@@ -208,23 +221,23 @@ static void copy(void *argument) {
   memcpy(copy->to, copy->from, copy->bytes);
 }
 
-static int enqueue_copy(void *to, const void *from, size_t bytes) {
-  REQUIRE_CONTEXT;
+static int enqueue_copy(void *to, const void *from, size_t bytes, void *stream) {
+  REQUIRE_STREAM(stream);
   Copy argument = {to, from, bytes};
   fake_cuda_enqueue(copy, &argument, sizeof argument);
   return SUCCESS;
 }
 
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) {
-  return enqueue_copy((void *)to, from, bytes);
+  return enqueue_copy((void *)to, from, bytes, stream);
 }
 
 int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
-  return enqueue_copy(to, (void *)from, bytes);
+  return enqueue_copy(to, (void *)from, bytes, stream);
 }
 
 int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *stream) {
-  return enqueue_copy((void *)to, (void *)from, bytes);
+  return enqueue_copy((void *)to, (void *)from, bytes, stream);
 }
 
 // An event holds the number of works before it.
@@ -242,8 +255,8 @@ int cuEventDestroy_v2(uint64_t *event) {
 }
 
 int cuEventRecord(uint64_t *event, void *stream) {
-  REQUIRE_CONTEXT;
-  *event = queued;
+  REQUIRE_STREAM(stream);
+  *event = current->queued;
   return SUCCESS;
 }
 
@@ -254,16 +267,16 @@ int cuEventSynchronize(uint64_t *event) {
 }
 
 int cuStreamBeginCapture_v2(void *stream, int mode) {
-  REQUIRE_CONTEXT;
-  if (capture) return INVALID_VALUE;
-  capture = calloc(1, sizeof *capture);
+  REQUIRE_STREAM(stream);
+  if (current->capture) return INVALID_VALUE;
+  current->capture = calloc(1, sizeof *current->capture);
   return SUCCESS;
 }
 
 int cuStreamEndCapture(void *stream, Queue **graph) {
-  REQUIRE_CONTEXT;
-  *graph = capture;
-  capture = NULL;
+  REQUIRE_STREAM(stream);
+  *graph = current->capture;
+  current->capture = NULL;
   live++;
   return SUCCESS;
 }
@@ -296,12 +309,12 @@ int cuGraphInstantiateWithFlags(Queue **result, const Queue *graph, unsigned lon
 }
 
 int cuGraphUpload(Queue *graph, void *stream) {
-  REQUIRE_CONTEXT;
-  return capture ? CAPTURE_UNSUPPORTED : SUCCESS;
+  REQUIRE_STREAM(stream);
+  return current->capture ? CAPTURE_UNSUPPORTED : SUCCESS;
 }
 
 int cuGraphLaunch(Queue *graph, void *stream) {
-  REQUIRE_CONTEXT;
+  REQUIRE_STREAM(stream);
   for (size_t i = 0; i < graph->count; i++)
     fake_cuda_enqueue(graph->work[i].run, graph->work[i].argument, graph->work[i].bytes);
   return SUCCESS;
@@ -316,7 +329,7 @@ int cuModuleLoadDataEx(void **result, const char *image, unsigned count, const i
     snprintf(values[0], (size_t)values[1], "this is not PTX");
     return INVALID_PTX;
   }
-  *result = &module;
+  *result = &current->module;
   live++;
   return SUCCESS;
 }
@@ -328,7 +341,7 @@ int cuModuleUnload(void *module) {
 
 int cuModuleGetFunction(void **function, void *module, const char *name) {
   REQUIRE_CONTEXT;
-  *function = &kernel;
+  *function = &current->kernel;
   return strcmp(name, "add") == 0 ? SUCCESS : NOT_FOUND;
 }
 
@@ -345,8 +358,8 @@ static void add(void *argument) {
 
 int cuLaunchKernel(void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
                    unsigned block_z, unsigned shared_bytes, void *stream, void **parameters, void **extra) {
-  REQUIRE_CONTEXT;
-  if (function != &kernel || grid_x * grid_y * grid_z == 0 || block_x > 1024 || block_y != 1 || block_z != 1 || extra)
+  REQUIRE_STREAM(stream);
+  if (function != &current->kernel || grid_x * grid_y * grid_z == 0 || block_x > 1024 || block_y != 1 || block_z != 1 || extra)
     return INVALID_VALUE;
   Add argument = {*(float **)parameters[0], *(int *)parameters[1], *(float *)parameters[2]};
   fake_cuda_enqueue(add, &argument, sizeof argument);

@@ -21,6 +21,6 @@ ln -s ../libcuda.so.1 "$libraries/driver/"
 LD_LIBRARY_PATH="$libraries/driver" cargo test --locked --lib gpu::cuda::on_device::usable_devices -- --nocapture |
   grep 'found no libcublasLt'
 
-# One thread: the stand-ins have one stream.
+# One thread: the queues of the stand-ins have no locks.
 LD_LIBRARY_PATH="$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" \
   cargo test --locked --lib gpu::cuda -- --test-threads 1 "$@"

@@ -109,6 +109,7 @@ impl GpuOps {
             kv_pages_used: 0,
             kv_pages: 0,
             graph_launches: self.replays(),
+            lost_graphs: self.lost_graphs(),
         };
         let pools = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
         for pool in pools.values() {

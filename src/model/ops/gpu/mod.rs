@@ -97,6 +97,11 @@ impl GpuOps {
         self.device.replays()
     }
 
+    /// Returns the number of recorded graphs that were given up.
+    pub(super) fn lost_graphs(&self) -> u64 {
+        self.device.lost_graphs()
+    }
+
     /// Returns the number of free pages of KV caches whose keys have `width` values.
     #[cfg(test)]
     pub(in crate::model) fn free_pages(&self, width: usize) -> usize {

@@ -105,7 +105,6 @@ pub mod optional_millis {
     ///
     /// # Errors
     /// Only those of the serializer.
-    #[expect(clippy::ref_option, reason = "serde passes a reference to the field")]
     pub fn serialize<S: Serializer>(
         time: &Option<Duration>,
         serializer: S,

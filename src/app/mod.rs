@@ -234,10 +234,12 @@ impl App {
         let images = ImagesSettings { memory_high_water_bytes: mark, ..config.images.clone() };
         let images = Images::start(&images, config.http.input.clone(), Arc::clone(&self.metrics))
             .context("cannot start the decoding threads")?;
-        let settings = config.engine.clone();
         let context =
             EngineContext::new(Arc::clone(&self.metrics), Arc::clone(self.state.lifecycle()));
-        let engine = loaded.backends.start(settings, context).context("cannot start the engine")?;
+        let engine = loaded
+            .backends
+            .start(config.engine.clone(), context)
+            .context("cannot start the engine")?;
         measure(&engine.handle()).await?;
         self.state.set_ready(Services {
             engine: engine.handle(),

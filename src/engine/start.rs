@@ -116,22 +116,23 @@ impl Engine {
         context: EngineContext,
     ) -> Result<Self, StartError> {
         settings.check()?;
-        let mut threads = Vec::with_capacity(1 + others.len());
         let numbers = CallNumbers::default();
-        let mut launch = |Supervised { backend, rebuild }| {
+        let launch = move |Supervised { backend, rebuild }| {
             // Every task reserves at least one row, so admitted tasks always fit into the inbox, those of bulk work
             // included.
             let (sender, inbox) = sync_channel(settings.capacity_rows * 2 + WAKE_UPS);
             let models = Backend::models(&backend).into();
             let shared = Shared::new(models, settings.clone(), context.clone(), numbers.clone());
             let thread = spawn(backend, rebuild, Arc::clone(&shared), inbox);
-            threads.push(thread.map_err(StartError::Thread)?);
-            Ok(WorkerHandle { shared, inbox: sender })
+            let thread = thread.map_err(StartError::Thread)?;
+            Ok((WorkerHandle { shared, inbox: sender }, thread))
         };
         // If a thread cannot be started, the workers before it end, because nobody holds their inboxes.
-        let first = launch(first)?;
-        let others: Result<_, StartError> = others.into_iter().map(launch).collect();
-        Ok(Self { handle: EngineHandle::new(first, others?), threads })
+        let (first, thread) = launch(first)?;
+        let others: Result<Vec<_>, StartError> = others.into_iter().map(launch).collect();
+        let (others, mut threads): (Vec<_>, Vec<_>) = others?.into_iter().unzip();
+        threads.push(thread);
+        Ok(Self { handle: EngineHandle::new(first, others), threads })
     }
 
     /// Returns a handle to this engine.

@@ -151,11 +151,11 @@ fn a_head_that_is_no_request_is_one_line_of_the_log_with_its_reason() {
 fn the_lines_of_a_bulk_request_are_spread_over_all_workers() {
     let mut server = ServerProcess::start(&["--workers", "2"], &[]);
     let address = server.public_address();
-    let lines: String = (0..16)
-        .map(|line| {
-            format!("{{\"id\":\"{line}\",\"task\":\"embeddings\",\"text\":\"text {line}\"}}\n")
-        })
-        .collect();
+    let mut lines = String::new();
+    for line in 0..16 {
+        let line = format!(r#"{{"id":"{line}","task":"embeddings","text":"text {line}"}}"#);
+        lines += &(line + "\n");
+    }
     let head = format!(
         "POST /bulk HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/x-ndjson\r\n\
          content-length: {}\r\n\r\n",

@@ -186,7 +186,8 @@ fn set_ready(app: &App, engine: &Engine, images: &Images) {
 /// Checks at short intervals that everything stays within its bounds.
 async fn watch(world: Rc<World>, metrics: Arc<Metrics>, images: Images) {
     let config = &world.scenario.config;
-    let of_all = |capacity| with_reserve(capacity).cast_signed() * world.scenario.workers as i64;
+    let workers = world.scenario.workers as u64;
+    let of_all = |capacity| (with_reserve(capacity) * workers).cast_signed();
     let rows = of_all(config.engine.capacity_rows as u64);
     let bytes = of_all(config.engine.capacity_bytes);
     let bulk = with_reserve(config.http.bulk.max_requests as u64).cast_signed();

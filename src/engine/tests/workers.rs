@@ -204,7 +204,7 @@ fn the_loss_of_one_device_ends_the_engine() {
 fn capacity_and_warm_up_count_for_every_worker() {
     let pair = Pair::start();
     let capacity = EngineSettings::default().capacity_rows;
-    assert_eq!(pair.metrics.queue_capacity.get(), 2 * capacity as i64);
+    assert_eq!(pair.metrics.queue_capacity.get(), (2 * capacity).cast_signed() as i64);
     wait(pair.handle.warm_up()).unwrap();
     for control in &pair.controls {
         assert!(control.log().iter().any(|unit| unit.call == FakeCall::Step));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::mock::backend::MockBackend;
 use crate::config::{ComputeSettings, DeviceChoice, DtypeChoice};
 use crate::engine::backend::Backend;
-use crate::engine::{Engine, EngineContext, EngineSettings, StartError, Supervised};
+use crate::engine::{Engine, EngineContext, EngineSettings, StartError, WorkerBackend};
 use crate::gpu::cuda::{self, CommittedBecause, CudaDevice, KernelCode, KernelSource};
 use crate::gpu::device::{self as gpu_device, Device as _};
 use crate::gpu::kernels::source;
@@ -46,8 +46,8 @@ pub(super) enum LoadedBackends {
 
 /// One backend for each worker: on the CPU one, else one for each GPU.
 pub(super) struct Backends<B> {
-    pub(super) first: Supervised<B>,
-    pub(super) others: Vec<Supervised<B>>,
+    pub(super) first: WorkerBackend<B>,
+    pub(super) others: Vec<WorkerBackend<B>>,
 }
 
 impl LoadedBackends {
@@ -78,7 +78,7 @@ impl<B: Backend + Send + 'static> Backends<B> {
 impl Compute {
     /// Replaces every `auto`. The device becomes the first GPU that the kernels support, if there is one, else the CPU. The
     /// number format becomes bf16 on a GPU and on a CPU with bf16 instructions, which multiply bf16 faster than f32;
-    /// otherwise it becomes f32. With several GPUs, this is for the first; [`on_others`](Self::on_others) has the others.
+    /// otherwise it becomes f32. With several GPUs, this is for the first; [`for_further_gpus`](Self::for_further_gpus) has the others.
     pub(super) fn resolve(settings: ComputeSettings) -> Self {
         let device = match settings.device {
             DeviceChoice::Cuda(gpus) => Device::Cuda(gpus.first()),
@@ -104,10 +104,22 @@ impl Compute {
     }
 
     /// Returns the same settings for each GPU after the first.
-    pub(super) fn on_others(self, settings: ComputeSettings) -> Vec<Self> {
+    pub(super) fn for_further_gpus(self, settings: ComputeSettings) -> Vec<Self> {
         let DeviceChoice::Cuda(gpus) = settings.device else { return Vec::new() };
         let on = |ordinal| Placement { device: Device::Cuda(ordinal), ..self.placement };
         gpus.others().map(|ordinal| Self { placement: on(ordinal), ..self }).collect()
+    }
+
+    /// Checks that the device can be used, as far as that is known without opening it.
+    ///
+    /// # Errors
+    /// When a GPU cannot be used.
+    pub(super) fn check_device(self) -> Result<(), LoadError> {
+        let Device::Cuda(ordinal) = self.placement.device else { return Ok(()) };
+        cuda::check_usable(ordinal).map_err(|error| LoadError::Device {
+            device: self.placement.device.to_string(),
+            detail: error.to_string(),
+        })
     }
 
     /// Returns the instruction set of the CPU kernels.

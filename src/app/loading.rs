@@ -13,7 +13,7 @@ use super::start_error::VocabularyMismatch;
 use crate::config::Config;
 use crate::demo::{self, DemoFile, DemoModel};
 use crate::engine::backend::Backend;
-use crate::engine::{Rebuild, Supervised};
+use crate::engine::{Rebuild, WorkerBackend};
 use crate::fairness;
 use crate::http::{Model, Models};
 use crate::hub::{self, CheckpointFiles, CheckpointSource, DownloadProgress, ModelSource};
@@ -22,7 +22,7 @@ use crate::model::load::{CheckpointWeights, File, ModelFiles, WeightFiles};
 use crate::model::ops::Ops;
 use crate::model::preprocessor::deciding_file;
 use crate::model::{self, BlipBackend, LoadEvent, Loaded, ModelSpec, Placement, Vocabulary};
-use crate::task::{Device, Dtype};
+use crate::task::{Device, Dtype, ModelInfo};
 use crate::telemetry::metrics::Metrics;
 
 /// The loaded models, in two parts: one for the engine, and one for the HTTP handlers.
@@ -114,8 +114,10 @@ fn load_files(
     let specs: Vec<ModelSpec> = located.iter().map(|located| located.spec.clone()).collect();
     // Check the budget before the weights are loaded; it needs only the headers of the weight files. If the container
     // is too small, the log then gives the reason; without this check, the kernel would kill the process.
-    let others = compute.on_others(config.compute);
-    let workers = Workers { device: compute.placement.device, count: 1 + others.len() as u64 };
+    let others = compute.for_further_gpus(config.compute);
+    // Before gigabytes are loaded onto the first GPU.
+    others.iter().try_for_each(|compute| compute.check_device())?;
+    let workers = HostShare { device: compute.placement.device, workers: 1 + others.len() as u64 };
     let budget = budget(config, workers, weight_bytes(&specs, compute.placement)?);
     tracing::info!(memory.bound_bytes = budget.total(), "memory allowed by the settings: {budget}");
     budget.check(MemoryLimit::detect()).map_err(anyhow::Error::msg)?;
@@ -169,10 +171,12 @@ impl Load<'_> {
             let mut rebuild = reload(compute);
             let backend = rebuild().map_err(anyhow::Error::from_boxed);
             let on = || format!("cannot load the models on {}", compute.placement.device);
-            Ok(Supervised { backend: backend.with_context(on)?, rebuild: Some(rebuild) })
+            let backend = backend.with_context(on)?;
+            ensure_same(&models, backend.models())?;
+            Ok(WorkerBackend { backend, rebuild: Some(rebuild) })
         };
         let others = self.others.iter().map(on_further_gpu).collect::<anyhow::Result<_>>()?;
-        let first = Supervised { backend: first, rebuild: Some(reload(self.compute)) };
+        let first = WorkerBackend { backend: first, rebuild: Some(reload(self.compute)) };
         Ok(LoadedModels { backends: backends_of(Backends { first, others }), models })
     }
 
@@ -204,6 +208,15 @@ impl Load<'_> {
             Ok(backend)
         })
     }
+}
+
+/// Checks that a further GPU has the models of the first. The files may have changed in between.
+fn ensure_same(models: &Models, further: &[ModelInfo]) -> anyhow::Result<()> {
+    for (Model { info, .. }, further) in models.iter().zip(further) {
+        let same = *info == ModelInfo { device: info.device, ..further.clone() };
+        anyhow::ensure!(same, "the files of model {} changed while they were loaded", info.name);
+    }
+    Ok(())
 }
 
 fn load_models<O: Ops>(
@@ -373,19 +386,19 @@ fn weight_bytes(specs: &[ModelSpec], placement: Placement) -> anyhow::Result<u64
     Ok(parameters * hundredths / 100)
 }
 
-/// The workers that share the memory of the host.
+/// What decides which buffers are in the memory of the host, and how often.
 #[derive(Debug, Clone, Copy)]
-struct Workers {
+struct HostShare {
     /// The device of the first worker. The others are on devices of the same kind.
     device: Device,
-    /// At least 1.
-    count: u64,
+    /// Number of workers, at least 1.
+    workers: u64,
 }
 
 /// Returns what the settings allow in the memory of the host. On a GPU, features and KV caches are in the memory of the
 /// device. Each worker admits requests of its own.
-fn budget(config: &Config, workers: Workers, weights: u64) -> MemoryBudget {
-    let on_host = |bytes: u64| match workers.device {
+fn budget(config: &Config, share: HostShare, weights: u64) -> MemoryBudget {
+    let on_host = |bytes: u64| match share.device {
         Device::Cpu => bytes,
         Device::Cuda(_) => 0,
     };
@@ -393,7 +406,7 @@ fn budget(config: &Config, workers: Workers, weights: u64) -> MemoryBudget {
         weights,
         // Includes the reserve, a quarter on top of the capacity, for clients that currently use little memory; the KV
         // cache has the same reserve.
-        bodies: fairness::with_reserve(config.engine.capacity_bytes) * workers.count,
+        bodies: fairness::with_reserve(config.engine.capacity_bytes) * share.workers,
         bulk: config.http.bulk.most_bytes(),
         fetched: config.fetch.most_bytes(config.http.input.max_image_bytes),
         decoding: config.images.decode_budget_bytes,
@@ -411,7 +424,7 @@ mod tests {
     use super::*;
     use crate::config::{Environment, Flags, load};
 
-    const CPU: Workers = Workers { device: Device::Cpu, count: 1 };
+    const CPU: HostShare = HostShare { device: Device::Cpu, workers: 1 };
 
     /// The server refuses to start in a container whose limit is below what its settings allow.
     #[test]
@@ -422,7 +435,7 @@ mod tests {
         // 3.5 GB of weights of three base models in f32.
         let on_cpu = |weights| budget(&config, CPU, weights);
         let (demo, official) = (on_cpu(64 << 20), on_cpu(3_500_000_000));
-        let on_gpu = budget(&config, Workers { device: Device::Cuda(0), count: 1 }, 0);
+        let on_gpu = budget(&config, HostShare { device: Device::Cuda(0), workers: 1 }, 0);
         for (file, before, unit, needed) in [
             ("docker-compose.yml", "      - demo", "g\n", demo),
             ("docker-compose.yml", "      - official", "g\n", official),

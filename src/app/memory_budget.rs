@@ -45,7 +45,7 @@ impl MemoryBudget {
         match limit {
             Some(MemoryLimit::Cgroup(bytes)) if self.total() > bytes => Err(format!(
                 "the settings allow up to {self}, but the container's memory limit is {}: raise the limit, or lower \
-                 engine.capacity_bytes, engine.max_kv_bytes, engine.feature_cache_bytes, \
+                 engine.capacity_bytes (counted for each worker), engine.max_kv_bytes, engine.feature_cache_bytes, \
                  images.decode_budget_bytes, images.pixel_cache_bytes, bulk.max_requests or fetch.max_concurrent",
                 mebibytes(bytes)
             )),

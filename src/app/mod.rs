@@ -44,7 +44,7 @@ pub use local::LocalService;
 pub use mock::MockSettings;
 pub use start_error::is_checkpoint_fault;
 
-/// How long the worker may still run its last work unit after all requests have been answered.
+/// How long the workers may still run their last work units after all requests have been answered.
 const LAST_UNIT: Duration = Duration::from_secs(2);
 
 /// A server that is assembled but does not serve yet; [`serve`](Self::serve) runs it.
@@ -59,9 +59,9 @@ pub struct App {
     operations: Option<TcpListener>,
 }
 
-/// The worker thread ended, or hung, while requests were served. The reason has been logged.
+/// A worker thread ended, or hung, while requests were served. The reason has been logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the worker thread has ended or is hanging")]
+#[error("a worker thread has ended or is hanging")]
 pub struct WorkerEnded;
 
 /// Checks the models in configured directories without reading their weights, so that a broken checkpoint is reported
@@ -190,13 +190,13 @@ impl App {
             joined.context("the worker did not end")?;
         } else {
             // All requests have been answered, so do not wait for a work unit or a backend that is being rebuilt.
-            tracing::warn!("the worker is still busy; ending without waiting for it");
+            tracing::warn!("a worker is still busy; ending without waiting for it");
         }
         check_all_answered(drained)
     }
 
-    /// Waits for `shutdown` and then drains. Returns early with an error if the worker thread ends unexpectedly or
-    /// hangs. In that case, the process can no longer answer any request, and only a restart helps.
+    /// Waits for `shutdown` and then drains. Returns early with an error if a worker thread ends unexpectedly or hangs.
+    /// Only a restart of the process brings this worker back, so the requests of all workers fail then.
     async fn run(
         &self,
         engine: &EngineHandle,

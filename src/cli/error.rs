@@ -27,7 +27,7 @@ pub(super) enum CommandError {
     /// A checkpoint cannot be found, downloaded or converted.
     #[error(transparent)]
     Hub(#[from] HubError),
-    /// The worker thread of the server ended or hung while it was serving.
+    /// A worker thread of the server ended or hung while it was serving.
     #[error(transparent)]
     Worker(#[from] WorkerEnded),
     /// A model was loaded but its warm-up failed.

@@ -7,7 +7,7 @@
 //! - 1: failure;
 //! - 2: usage error;
 //! - 3: some files failed, and the others are done;
-//! - 70: a model cannot run inference, or the worker ended unexpectedly;
+//! - 70: a model cannot run inference, or a worker ended unexpectedly;
 //! - 78: the configuration or the files of a checkpoint are bad.
 //!
 //! Results go to standard output; logs and progress go to standard error.

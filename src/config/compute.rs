@@ -98,7 +98,8 @@ impl FromStr for Gpus {
     /// Reads ordinals separated by commas, each at most once.
     fn from_str(text: &str) -> Result<Self, NotAccepted> {
         text.split(',').try_fold(Self(0), |all, ordinal| {
-            let gpu = ordinal.parse().ok().and_then(Self::one);
+            let is_number = ordinal.bytes().all(|byte| byte.is_ascii_digit());
+            let gpu = ordinal.parse().ok().filter(|_| is_number).and_then(Self::one);
             let gpu = gpu.filter(|gpu| all.0 & gpu.0 == 0).ok_or(DEVICES)?;
             Ok(Self(all.0 | gpu.0))
         })
@@ -218,9 +219,10 @@ mod tests {
         let one = |ordinal| Ok(DeviceChoice::Cuda(Gpus::one(ordinal).unwrap()));
         assert_eq!("cuda".parse(), one(0));
         assert_eq!("cuda:3".parse(), one(3));
-        for wrong in
-            ["", "metal", "CPU", "cuda:", "cuda:-1", "cuda:x", "cuda:64", "cuda:1,1", "cuda:1,"]
-        {
+        for wrong in [
+            "", "metal", "CPU", "cuda:", "cuda:-1", "cuda:x", "cuda:64", "cuda:1,1", "cuda:1,",
+            "cuda:+1",
+        ] {
             assert_eq!(wrong.parse::<DeviceChoice>(), Err(DEVICES), "{wrong}");
         }
     }

@@ -36,7 +36,7 @@ pub enum EngineError {
     /// The engine is draining and admits no new calls, or the drain time ended before the task was done.
     #[error("shutting down")]
     ShuttingDown,
-    /// The worker thread has ended, hangs, or is rebuilding its backend.
+    /// A worker thread has ended or hangs, or the one that has the call is rebuilding its backend.
     #[error("the worker is down")]
     WorkerDown,
     /// The deadline passed before the task was done.

@@ -1,30 +1,19 @@
-//! The engine's API for `http`: admission, submission, replies, drain. Clones share one engine.
+//! The engine's API for `http` and `app`: admission, state, drain. Clones share one engine. `call` has what a call that is
+//! admitted can do.
 //!
-//! An engine has one worker for each device, and each worker has its own queue, admission control and caches. A call is
-//! admitted to the worker with the shortest queue, and stays there. Only the lines of a bulk request are calls of their
-//! own, so one bulk request can occupy all workers.
+//! An engine has one worker for each device (data parallelism), and each worker has its own queue, admission control and
+//! caches. A call is admitted to the worker with the shortest queue, and stays there. Only the lines of a bulk request are
+//! calls of their own, so one bulk request can occupy all workers.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
-
-use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::admission::{CallReservation, Estimates};
 use super::shared::{EngineStats, Shared, device_of};
-use super::sync::TrySendError;
-use super::worker::{Message, Submission};
 use super::worker_handle::{WorkerHandle, longest_heartbeat_age};
-use super::{EngineError, EngineSettings, Lifecycle, Phase, WarmUpError};
-use crate::fairness::{CallId, ClientId};
-use crate::task::{Device, ModelId, ModelInfo, Task, TaskOutput, TaskTiming, TokenLogprob};
-
-/// Number of tokens by which a stream's reader may lag behind. If it lags further, its task is cancelled. Equals the
-/// default limit on `max_new_tokens`, so with that limit no reader can lag too far.
-const STREAM_TOKENS: usize = 64;
+use super::{Admission, EngineError, EngineSettings, Lifecycle, Phase, WarmUpError};
+use crate::fairness::ClientId;
+use crate::task::{Device, ModelInfo};
 
 /// Longest interval between two checks of the workers' heartbeats.
 const LOOK: Duration = Duration::from_secs(1);
@@ -41,49 +30,6 @@ impl std::fmt::Debug for EngineHandle {
         f.debug_struct("EngineHandle").field("phase", &self.phase()).finish_non_exhaustive()
     }
 }
-
-/// An admitted call, with the capacity that is reserved for it before any of its work is done.
-///
-/// In the scheduler's round robin a call gets one turn at a time, however many tasks it has. The rows of a task are
-/// released when the task ends. The remaining capacity is released when this value has been dropped and all tasks
-/// submitted through it have ended.
-#[derive(Debug)]
-pub struct Admission {
-    engine: EngineHandle,
-    /// The worker that runs the call.
-    worker: WorkerHandle,
-    reservation: CallReservation,
-    admitted: Instant,
-    deadline: Instant,
-}
-
-/// A guard that keeps a call's reservation alive; see [`Admission::hold`].
-#[derive(Debug, Clone)]
-pub struct ReservationGuard {
-    _reservation: CallReservation,
-}
-
-/// A task's answer with its timing.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Answered {
-    /// The answer. Its variant matches the task's.
-    pub output: TaskOutput,
-    /// How long the task waited, and how long its work took.
-    pub timing: TaskTiming,
-}
-
-/// The pending answer of one task: a future that resolves exactly once. Dropping it cancels the task, for example when
-/// the client has disconnected.
-#[derive(Debug)]
-pub struct Reply {
-    answer: oneshot::Receiver<Result<Answered, EngineError>>,
-    /// Resolves when a worker is declared hung, because then the answer will never come.
-    hung: Pin<Box<WaitForCancellationFutureOwned>>,
-}
-
-/// The tokens of a single greedy or sampled sequence, as they are generated. The stream ends when the reply is ready.
-#[derive(Debug)]
-pub struct TokenStream(mpsc::Receiver<TokenLogprob>);
 
 impl EngineHandle {
     /// Creates a handle to workers that serve the same models with the same settings.
@@ -121,11 +67,7 @@ impl EngineHandle {
     /// Returns counts of what the workers have done so far.
     #[must_use]
     pub fn stats(&self) -> EngineStats {
-        let mut stats = EngineStats::default();
-        for worker in self.workers.iter() {
-            stats.add(worker.shared.counters.snapshot());
-        }
-        stats
+        self.first().counters.snapshot()
     }
 
     /// Returns the number of rows that are reserved for calls and tasks in progress.
@@ -172,8 +114,16 @@ impl EngineHandle {
         bytes: u64,
         deadline: Instant,
     ) -> Result<Admission, EngineError> {
-        let worker = self.shortest_queue().ok_or(EngineError::WorkerDown)?;
-        let admitted = worker.shared.clock.now();
+        let admitted = self.first().clock.now();
+        let left = deadline.saturating_duration_since(admitted);
+        let mut workers = self.workers_by_queue(false);
+        let first = workers.next().ok_or(EngineError::WorkerDown)?;
+        let accepts =
+            |worker: &&WorkerHandle| worker.shared.admission.would_admit(client, bytes, left);
+        // With one worker, its own check decides.
+        let other =
+            if self.workers.len() == 1 || accepts(&first) { None } else { workers.find(accepts) };
+        let worker = other.unwrap_or(first);
         let reservation = worker.shared.admission.admit(client, bytes, deadline, admitted)?;
         Ok(self.admission(worker, reservation, admitted, deadline))
     }
@@ -187,13 +137,13 @@ impl EngineHandle {
         client: ClientId,
         deadline: Instant,
     ) -> Result<Admission, EngineError> {
-        let worker = self.shortest_queue().ok_or(EngineError::WorkerDown)?;
+        let worker = self.workers_by_queue(true).next().ok_or(EngineError::WorkerDown)?;
         let admitted = worker.shared.clock.now();
         let reservation = worker.shared.admission.admit_bulk(client)?;
         Ok(self.admission(worker, reservation, admitted, deadline))
     }
 
-    fn admission(
+    pub(super) fn admission(
         &self,
         worker: &WorkerHandle,
         reservation: CallReservation,
@@ -204,18 +154,24 @@ impl EngineHandle {
         Admission { engine, worker, reservation, admitted, deadline }
     }
 
-    /// Returns the worker with the shortest queue, among those that take tasks.
-    fn shortest_queue(&self) -> Option<&WorkerHandle> {
-        let mut takers = self.workers.iter().filter(|worker| worker.shared.lifecycle.takes_tasks());
-        if self.workers.len() == 1 {
-            return takers.next();
+    /// Returns the workers that take tasks: first those whose units have not failed recently, and among these the one with
+    /// the shortest queue.
+    pub(super) fn workers_by_queue(&self, is_bulk: bool) -> impl Iterator<Item = &WorkerHandle> {
+        let takes_tasks = |worker: &&WorkerHandle| worker.shared.lifecycle.takes_tasks();
+        let mut workers: Vec<_> = self.workers.iter().filter(takes_tasks).collect();
+        if workers.len() > 1 {
+            workers.sort_by_cached_key(|worker| {
+                let Shared { trouble, clock, admission, .. } = &*worker.shared;
+                (trouble.is_recent(clock.now()), admission.queue_length(is_bulk))
+            });
         }
-        takers.min_by_key(|worker| worker.shared.admission.queue_length())
+        workers.into_iter()
     }
 
     /// Starts draining: new calls are rejected, admitted calls continue.
     pub fn drain(&self) {
-        self.tell(Shared::drain);
+        self.close();
+        self.wake();
     }
 
     /// Resolves when the engine drains: it admits no new calls from now on.
@@ -281,205 +237,29 @@ impl EngineHandle {
     /// Ends the drain time: stops admission, and ends every waiting or running task with `ShuttingDown`. A work unit
     /// in progress completes first.
     pub fn abort(&self) {
-        self.tell(Shared::abort);
+        self.close();
+        self.lifecycle().abort();
+        self.wake();
     }
 
     /// Admits no more calls, and asks the workers to end when they have no tasks left.
     pub(super) fn stop(&self) {
-        self.tell(Shared::stop);
+        self.workers.iter().for_each(|worker| worker.shared.admission.close());
+        self.lifecycle().stop();
+        self.wake();
     }
 
-    /// Changes the state of every worker, and lets its thread notice.
-    fn tell(&self, change: fn(&Shared)) {
-        for worker in self.workers.iter() {
-            change(&worker.shared);
-            worker.wake();
-        }
+    /// Admits no more calls. Admitted calls continue.
+    fn close(&self) {
+        self.lifecycle().drain();
+        self.workers.iter().for_each(|worker| worker.shared.admission.close());
     }
 
-    fn lifecycle(&self) -> &Lifecycle {
+    fn wake(&self) {
+        self.workers.iter().for_each(WorkerHandle::wake);
+    }
+
+    pub(super) fn lifecycle(&self) -> &Lifecycle {
         self.first().lifecycle.process()
-    }
-}
-
-impl Admission {
-    /// Reserves capacity for the call, once its rows and images are known and before its images are decoded. This is
-    /// the second step of admission control. `rows` is the total over the call's tasks (`TaskShape::rows`), `images`
-    /// the number of distinct images.
-    ///
-    /// # Errors
-    /// `Overloaded`, `TooManyRows`, `TooLargeForDeadline`, `DeadlineExceeded`, `ShuttingDown`. `ShuttingDown`
-    /// occurs only after an abort, because a drain lets admitted calls finish.
-    pub fn reserve(&mut self, rows: usize, images: usize) -> Result<(), EngineError> {
-        let shared = &self.worker.shared;
-        if shared.is_aborted() {
-            return Err(EngineError::ShuttingDown);
-        }
-        let left = self.deadline.saturating_duration_since(shared.clock.now());
-        self.reservation.reserve(rows, images, left)
-    }
-
-    /// Reserves `bytes` more bytes: for parts of the body as they arrive, and for the data decoded from it.
-    ///
-    /// # Errors
-    /// `Overloaded`.
-    pub fn reserve_bytes(&mut self, bytes: u64) -> Result<(), EngineError> {
-        self.reservation.reserve_bytes(bytes)
-    }
-
-    /// True if the call is bulk work.
-    #[must_use]
-    pub fn is_bulk(&self) -> bool {
-        self.call().client.is_bulk()
-    }
-
-    /// Reserves capacity for a call of bulk work, as [`reserve`](Self::reserve) and
-    /// [`reserve_bytes`](Self::reserve_bytes) do for others. Waits until there is room for all of it.
-    ///
-    /// # Errors
-    /// `TooManyRows`; `ShuttingDown` after an abort.
-    pub async fn reserve_when_room(
-        &mut self,
-        rows: usize,
-        images: usize,
-        bytes: u64,
-    ) -> Result<(), EngineError> {
-        let lifecycle = self.engine.lifecycle();
-        tokio::select! {
-            biased;
-            () = lifecycle.aborted() => Err(EngineError::ShuttingDown),
-            reserved = self.reservation.reserve_when_room(rows, images, bytes) => reserved,
-        }
-    }
-
-    /// Admits a further call for a part of this one, with its own deadline, to the worker with the shortest queue. It is
-    /// admitted even during a drain, because it belongs to an admitted call, and reserves nothing yet.
-    #[must_use]
-    pub fn admit_part(&self, deadline: Instant) -> Self {
-        let worker = self.engine.shortest_queue().unwrap_or(&self.worker);
-        let admitted = worker.shared.clock.now();
-        let reservation = worker.shared.admission.admit_part(&self.reservation);
-        self.engine.admission(worker, reservation, admitted, deadline)
-    }
-
-    /// Rejects the call if `wait` is too long. `wait` is the call's estimated wait outside the engine, before its tasks
-    /// can be submitted. The limits are the same as for the wait in the engine's queue.
-    ///
-    /// # Errors
-    /// `Overloaded`.
-    pub fn check_wait(&self, wait: Duration) -> Result<(), EngineError> {
-        let left = self.deadline.saturating_duration_since(self.worker.shared.clock.now());
-        self.reservation.check_wait(wait, left)
-    }
-
-    /// Returns the id of the call, which includes its client.
-    #[must_use]
-    pub fn call(&self) -> CallId {
-        self.reservation.call()
-    }
-
-    /// Returns a guard that keeps the call's reservation until the guard is dropped. Bytes that outlive the call need
-    /// such a guard.
-    #[must_use]
-    pub fn hold(&self) -> ReservationGuard {
-        ReservationGuard { _reservation: self.reservation.clone() }
-    }
-
-    /// Releases the rows and images that no task has used. Call this when all tasks have been submitted.
-    pub fn release_work(&self) {
-        self.reservation.release_work();
-    }
-
-    /// Returns the time by which the call must be answered.
-    #[must_use]
-    pub fn deadline(&self) -> Instant {
-        self.deadline
-    }
-
-    /// Hands a task to the worker without blocking. If the task is rejected, the reply resolves to the error:
-    /// `WorkerDown`; `ShuttingDown`; `TooManyRows` if the task needs more rows than the call has reserved and not yet
-    /// used; or `Overloaded` if the inbox is full.
-    pub fn submit(&self, model: ModelId, task: Task) -> Reply {
-        self.send(model, task, None)
-    }
-
-    /// Like [`submit`](Self::submit), but also streams the tokens. The task must have a single greedy or sampled
-    /// sequence.
-    pub fn submit_streaming(&self, model: ModelId, task: Task) -> (Reply, TokenStream) {
-        let (sender, tokens) = mpsc::channel(STREAM_TOKENS);
-        (self.send(model, task, Some(sender)), TokenStream(tokens))
-    }
-
-    fn send(
-        &self,
-        model: ModelId,
-        task: Task,
-        stream: Option<mpsc::Sender<TokenLogprob>>,
-    ) -> Reply {
-        if !self.worker.shared.lifecycle.takes_tasks() || crate::faults::at("engine::submit") {
-            return self.refused(EngineError::WorkerDown);
-        }
-        let (sender, reply) = oneshot::channel();
-        let shared = &self.worker.shared;
-        let task_reservation = match self
-            .reservation
-            .reserve_task(task.shape().rows, task.distinct_images().0.len())
-        {
-            Ok(reserved) if !shared.is_aborted() => reserved,
-            Ok(_) => return self.refused(EngineError::ShuttingDown),
-            Err(error) => return self.refused(error),
-        };
-        let submission = Submission {
-            model,
-            task,
-            admitted: self.admitted,
-            deadline: self.deadline,
-            submitted: shared.clock.now(),
-            reservation: task_reservation,
-            reply: sender,
-            stream,
-        };
-        match self.worker.inbox.try_send(Message::Task(Box::new(submission))) {
-            // The closed inbox drops the message, which resolves the reply as `WorkerDown`.
-            Ok(()) | Err(TrySendError::Disconnected(_)) => Reply::new(reply, shared),
-            Err(TrySendError::Full(_)) => {
-                // Admission control keeps the number of tasks below the inbox's size. If the inbox is full
-                // nevertheless, the task is rejected as `Overloaded` instead of causing a panic.
-                let retry_after = shared.admission.retry_after();
-                self.refused(EngineError::Overloaded { retry_after })
-            }
-        }
-    }
-
-    /// Returns a reply that has already resolved to `error`.
-    fn refused(&self, error: EngineError) -> Reply {
-        let (sender, reply) = oneshot::channel();
-        // The receiver is alive, so sending cannot fail.
-        let _ = sender.send(Err(error));
-        Reply::new(reply, &self.worker.shared)
-    }
-}
-
-impl Reply {
-    fn new(answer: oneshot::Receiver<Result<Answered, EngineError>>, shared: &Shared) -> Self {
-        Self { answer, hung: Box::pin(shared.lifecycle.process().hung()) }
-    }
-}
-
-impl Future for Reply {
-    type Output = Result<Answered, EngineError>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Poll::Ready(reply) = Pin::new(&mut self.answer).poll(context) {
-            return Poll::Ready(reply.unwrap_or(Err(EngineError::WorkerDown)));
-        }
-        self.hung.as_mut().poll(context).map(|()| Err(EngineError::WorkerDown))
-    }
-}
-
-impl TokenStream {
-    /// Waits for the next token. Returns `None` when the sequence has ended.
-    pub async fn next(&mut self) -> Option<TokenLogprob> {
-        self.0.recv().await
     }
 }

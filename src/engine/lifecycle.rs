@@ -11,7 +11,7 @@
 //! ```
 //!
 //! With several workers, one for each GPU, the process is ready while at least one of them runs. It is down as soon as one
-//! of them has ended or hangs: a restart of the process is the only way to get that GPU back.
+//! of them has ended or hangs: a restart of the process is the only way to get that worker back.
 
 use std::fmt;
 use std::sync::{Arc, PoisonError};

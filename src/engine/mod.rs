@@ -9,7 +9,8 @@
 //! - `scheduler`: the pure policy that picks the next work unit; it uses no clock, channel or tensor.
 //! - `features`: the cache of encoded images, with single flight and a limit in bytes.
 //! - `worker`: the worker thread, a loop around the scheduler. `worker_handle` is how the handle sees it.
-//! - `handle`: the API that `http` uses.
+//! - `handle`, `call`: the API that `http` uses: the engine, and an admitted call.
+//! - `trouble`: recent failures of a worker, which new calls avoid.
 //! - [`lifecycle`](Lifecycle): the state of the process: loading, ready, rebuilding, draining, down.
 //! - `start`: starting and stopping.
 //! - `sync`: the locks, inbox and thread that the engine uses. Tests replace them to explore thread schedules.
@@ -22,6 +23,7 @@
 
 mod admission;
 pub mod backend;
+mod call;
 mod clock;
 mod error;
 mod features;
@@ -39,15 +41,17 @@ mod sync;
 pub mod testing;
 #[cfg(test)]
 mod tests;
+mod trouble;
 mod worker;
 mod worker_handle;
 
 pub use admission::Estimates;
+pub use call::{Admission, Answered, Reply, ReservationGuard, TokenStream};
 pub use clock::Clock;
 pub use error::{EngineError, WarmUpError};
-pub use handle::{Admission, Answered, EngineHandle, Reply, ReservationGuard, TokenStream};
+pub use handle::EngineHandle;
 pub use lifecycle::{Lifecycle, Phase};
 pub use settings::EngineSettings;
 pub use shared::EngineStats;
-pub use start::{Engine, EngineContext, StartError, Supervised};
+pub use start::{Engine, EngineContext, StartError, WorkerBackend};
 pub use worker::Rebuild;

@@ -1,4 +1,5 @@
-//! State that the worker and all handles share: admission control, lifecycle, heartbeat and counters.
+//! State that one worker and all handles share: admission control, lifecycle, heartbeat, recent failures. The counters are
+//! shared by all workers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,6 +8,7 @@ use super::admission::AdmissionController;
 use super::heartbeat::Heartbeat;
 use super::ids::CallNumbers;
 use super::lifecycle::WorkerLifecycle;
+use super::trouble::Trouble;
 use super::{Clock, EngineContext, EngineSettings};
 use crate::task::{Device, ModelInfo};
 use crate::telemetry::metrics::Metrics;
@@ -20,7 +22,16 @@ pub(crate) struct Shared {
     pub(crate) clock: Clock,
     pub(crate) lifecycle: WorkerLifecycle,
     pub(crate) heartbeat: Heartbeat,
-    pub(crate) counters: Counters,
+    pub(crate) trouble: Trouble,
+    /// Counts of all workers.
+    pub(crate) counters: Arc<Counters>,
+}
+
+/// What the workers of one engine share.
+#[derive(Clone, Default)]
+pub(crate) struct Common {
+    pub(crate) numbers: CallNumbers,
+    pub(crate) counters: Arc<Counters>,
 }
 
 impl Shared {
@@ -28,41 +39,25 @@ impl Shared {
         models: Arc<[ModelInfo]>,
         settings: EngineSettings,
         context: EngineContext,
-        numbers: CallNumbers,
+        common: Common,
     ) -> Arc<Self> {
         let EngineContext { metrics, lifecycle, clock } = context;
         let lifecycle = lifecycle.add_worker();
         let settings = settings.on(device_of(&models));
         let worker = lifecycle.label();
+        metrics.worker_restarts_total.with_label_values(&[&worker]);
         let timestamp = metrics.worker_heartbeat_timestamp_seconds.with_label_values(&[&worker]);
         Arc::new(Self {
-            admission: AdmissionController::new(&settings, Arc::clone(&metrics), numbers),
+            admission: AdmissionController::new(&settings, Arc::clone(&metrics), common.numbers),
             models,
             settings,
             heartbeat: Heartbeat::new(timestamp),
             metrics,
             clock,
             lifecycle,
-            counters: Counters::default(),
+            trouble: Trouble::none(),
+            counters: common.counters,
         })
-    }
-
-    /// Admits no more calls. Admitted calls continue.
-    pub(crate) fn drain(&self) {
-        self.lifecycle.process().drain();
-        self.admission.close();
-    }
-
-    /// Ends the drain time: admits no more calls, and wakes all waiters.
-    pub(crate) fn abort(&self) {
-        self.drain();
-        self.lifecycle.process().abort();
-    }
-
-    /// Admits no more calls, and asks the worker to end when it has no tasks left.
-    pub(crate) fn stop(&self) {
-        self.admission.close();
-        self.lifecycle.process().stop();
     }
 
     /// True once the drain time is over.
@@ -86,7 +81,7 @@ pub(super) fn device_of(models: &[ModelInfo]) -> Device {
     models.first().map_or(Device::Cpu, |info| info.device)
 }
 
-/// Counts of what the worker has done since startup. Only the worker writes them.
+/// Counts of what the workers have done since startup. Only workers write them.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) submitted: AtomicU64,
@@ -108,10 +103,10 @@ pub(crate) struct Counters {
     pub(crate) most_step_rows: AtomicU64,
 }
 
-/// A snapshot of what the worker has done since startup; cheap to take.
+/// A snapshot of what the workers have done since startup; cheap to take.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct EngineStats {
-    /// Number of tasks that reached the worker.
+    /// Number of tasks that reached a worker.
     pub submitted: u64,
     /// Number of tasks that ended with an answer.
     pub answered: u64,
@@ -148,48 +143,6 @@ pub struct EngineStats {
     pub most_step_rows: u64,
 }
 
-impl EngineStats {
-    /// Adds what another worker has done.
-    pub(super) fn add(&mut self, other: Self) {
-        let Self {
-            submitted,
-            answered,
-            failed,
-            cancelled,
-            expired,
-            shut_down,
-            images_encoded,
-            vision_units,
-            single_pass_batches,
-            single_pass_rows,
-            steps,
-            step_rows,
-            steps_with_prompt,
-            steps_with_decoding,
-            steps_with_beams,
-            mixed_steps,
-            most_step_rows,
-        } = other;
-        self.submitted += submitted;
-        self.answered += answered;
-        self.failed += failed;
-        self.cancelled += cancelled;
-        self.expired += expired;
-        self.shut_down += shut_down;
-        self.images_encoded += images_encoded;
-        self.vision_units += vision_units;
-        self.single_pass_batches += single_pass_batches;
-        self.single_pass_rows += single_pass_rows;
-        self.steps += steps;
-        self.step_rows += step_rows;
-        self.steps_with_prompt += steps_with_prompt;
-        self.steps_with_decoding += steps_with_decoding;
-        self.steps_with_beams += steps_with_beams;
-        self.mixed_steps += mixed_steps;
-        self.most_step_rows = self.most_step_rows.max(most_step_rows);
-    }
-}
-
 impl Counters {
     pub(crate) fn snapshot(&self) -> EngineStats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -215,7 +168,7 @@ impl Counters {
     }
 }
 
-/// Adds to a counter that only the worker writes.
+/// Adds to a counter that only workers write.
 pub(crate) fn count(counter: &AtomicU64, amount: usize) {
     counter.fetch_add(amount as u64, Ordering::Relaxed);
 }

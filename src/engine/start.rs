@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::{fmt, io};
 
 use super::backend::Backend;
-use super::ids::CallNumbers;
 use super::lifecycle::Lifecycle;
-use super::shared::Shared;
+use super::shared::{Common, Shared};
 use super::sync::{JoinHandle, sync_channel};
 use super::worker::{Rebuild, spawn};
 use super::worker_handle::WorkerHandle;
@@ -26,7 +25,7 @@ pub struct Engine {
 }
 
 /// A backend for one worker. If it can be rebuilt, a backend that stops working is replaced.
-pub struct Supervised<B> {
+pub struct WorkerBackend<B> {
     /// The loaded models.
     pub backend: B,
     /// Loads them again; `None` if they cannot be loaded again.
@@ -86,7 +85,7 @@ impl Engine {
         settings: EngineSettings,
         context: EngineContext,
     ) -> Result<Self, StartError> {
-        let backend = Supervised { backend, rebuild: None };
+        let backend = WorkerBackend { backend, rebuild: None };
         Self::start_workers(backend, Vec::new(), settings, context)
     }
 
@@ -100,7 +99,7 @@ impl Engine {
         settings: EngineSettings,
         context: EngineContext,
     ) -> Result<Self, StartError> {
-        let backend = Supervised { backend, rebuild: Some(rebuild) };
+        let backend = WorkerBackend { backend, rebuild: Some(rebuild) };
         Self::start_workers(backend, Vec::new(), settings, context)
     }
 
@@ -110,19 +109,19 @@ impl Engine {
     /// # Errors
     /// [`StartError`].
     pub fn start_workers<B: Backend + Send + 'static>(
-        first: Supervised<B>,
-        others: Vec<Supervised<B>>,
+        first: WorkerBackend<B>,
+        others: Vec<WorkerBackend<B>>,
         settings: EngineSettings,
         context: EngineContext,
     ) -> Result<Self, StartError> {
         settings.check()?;
-        let numbers = CallNumbers::default();
-        let launch = move |Supervised { backend, rebuild }| {
+        let common = Common::default();
+        let launch = move |WorkerBackend { backend, rebuild }| {
             // Every task reserves at least one row, so admitted tasks always fit into the inbox, those of bulk work
             // included.
             let (sender, inbox) = sync_channel(settings.capacity_rows * 2 + WAKE_UPS);
             let models = Backend::models(&backend).into();
-            let shared = Shared::new(models, settings.clone(), context.clone(), numbers.clone());
+            let shared = Shared::new(models, settings.clone(), context.clone(), common.clone());
             let thread = spawn(backend, rebuild, Arc::clone(&shared), inbox);
             let thread = thread.map_err(StartError::Thread)?;
             Ok((WorkerHandle { shared, inbox: sender }, thread))

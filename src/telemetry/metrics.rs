@@ -139,11 +139,11 @@ metrics! {
         bulk_held_bytes: IntGauge,
         /// Items waiting for the worker, by stage (vision: images; text: rows).
         queue_depth: IntGaugeVec ["stage"],
-        /// Maximum number of rows admitted at a time.
+        /// Maximum number of rows admitted at a time, summed over the workers.
         queue_capacity: IntGauge,
-        /// Rows admitted and not yet answered.
+        /// Rows admitted and not yet answered, summed over the workers.
         queue_rows: IntGauge,
-        /// Bytes reserved by admitted requests for bodies and prepared pixels.
+        /// Bytes reserved by admitted requests for bodies and prepared pixels, summed over the workers.
         queue_bytes: IntGauge,
         /// Time from an item's submission to the start of its work, by stage.
         queue_wait_seconds: HistogramVec ["stage"] {REQUEST_SECONDS},
@@ -185,8 +185,8 @@ metrics! {
         /// 1 while the worker thread is alive and its models work, else 0. There is one worker for each GPU, or one on
         /// the CPU; /info names their devices.
         worker_up: IntGaugeVec ["worker"],
-        /// Rebuilds of a backend that no longer worked.
-        worker_restarts_total: IntCounter,
+        /// Rebuilds of the worker's backend, which no longer worked.
+        worker_restarts_total: IntCounterVec ["worker"],
         /// Model outputs rejected because they were NaN or infinite.
         non_finite_outputs_total: IntCounter,
         /// Work units that ran out of device memory.

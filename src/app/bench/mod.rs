@@ -147,7 +147,10 @@ impl Bench {
     /// When a model cannot be loaded or the device cannot be opened.
     pub fn load(settings: ComputeSettings, checkpoints: &Checkpoints) -> anyhow::Result<Self> {
         let compute = Compute::resolve(settings);
-        ensure!(compute.on_others(settings).is_empty(), "bench measures one device: name one GPU");
+        ensure!(
+            compute.for_further_gpus(settings).is_empty(),
+            "bench measures one device: name one GPU"
+        );
         let specs = checkpoints.0.iter().map(|located| located.spec.clone()).collect::<Vec<_>>();
         let placement = compute.placement;
         let kv_bytes = EngineSettings::default().max_kv_bytes;

@@ -18,7 +18,7 @@ use super::compute::{Backends, LoadedBackends};
 use super::loading::LoadedModels;
 use crate::config::Config;
 use crate::demo;
-use crate::engine::Supervised;
+use crate::engine::WorkerBackend;
 use crate::http::{Model, Models};
 use crate::input::{InputSettings, Tokenizer};
 use crate::task::{
@@ -41,7 +41,7 @@ pub(super) fn load(config: &Config, settings: MockSettings) -> anyhow::Result<Lo
     let infos: Vec<ModelInfo> =
         (0..MODELS.len()).map(|id| model(id, settings.image_size)).collect();
     let vocabulary = vocabulary(&tokenizer);
-    let backend = || Supervised {
+    let backend = || WorkerBackend {
         backend: MockBackend::new(infos.clone(), settings, vocabulary.clone()),
         rebuild: None,
     };

@@ -19,7 +19,7 @@ use super::pictures::decode_slowly;
 use super::scenario::Scenario;
 use super::world::World;
 use crate::engine::testing::fake::models;
-use crate::engine::{Engine, EngineContext, Rebuild, Supervised};
+use crate::engine::{Engine, EngineContext, Rebuild, WorkerBackend};
 use crate::fairness::with_reserve;
 use crate::http::{self, Drained, Model, Models, Services, max_sockets, router};
 use crate::images::Images;
@@ -150,7 +150,7 @@ fn start(scenario: &Scenario) -> Service {
             simulated::sleep(Duration::from_millis(700));
             if rebuild_fails { Err("scripted".into()) } else { Ok(script.backend()) }
         });
-        Supervised { backend, rebuild: Some(rebuild) }
+        WorkerBackend { backend, rebuild: Some(rebuild) }
     };
     let others = (1..scenario.workers).map(|_| supervised()).collect();
     let context = EngineContext::new(Arc::clone(&app.metrics), Arc::clone(app.state.lifecycle()));

@@ -60,6 +60,9 @@ const SLIPPAGE_WEIGHTS: (f64, f64) = (0.02, 0.001);
 /// Bounds of `Retry-After` in seconds: at least one, and short enough that clients soon find a recovered server.
 const RETRY_AFTER_SECONDS: (f64, f64) = (1.0, 30.0);
 
+/// Largest number of calls that count as queued because their rows are not known yet.
+const MOST_COUNTED_CALLS: usize = 16;
+
 /// The admission controller of one worker. It records how much capacity each call uses. Shared by all handles, all
 /// reservations and the worker.
 pub(crate) struct AdmissionController {
@@ -106,6 +109,10 @@ enum Refusal {
     Draining,
 }
 
+/// Why a call cannot be admitted, and the error for its client.
+#[derive(Debug)]
+struct Refused(Refusal, EngineError);
+
 impl Refusal {
     const ALL: [Self; 3] = [Self::Full, Self::Deadline, Self::Draining];
 
@@ -132,6 +139,8 @@ impl AdmissionController {
             usage: Usage::default(),
             bulk: Usage::default(),
             bulk_clients: 0,
+            calls: 0,
+            bulk_calls: 0,
             waiting: VecDeque::new(),
             clients: BTreeMap::new(),
             closed: false,
@@ -164,10 +173,29 @@ impl AdmissionController {
     ) -> Result<CallReservation, EngineError> {
         let mut state = self.open_state()?;
         let call = CallId { client, number: self.numbers.next() };
-        // The call's rows are not known yet, but it needs at least one.
-        self.check_wait(&state, call, (1, 0), deadline.saturating_duration_since(now))?;
-        self.check_capacity(&state, client, Usage { rows: 1, bytes, ..Usage::default() })?;
+        let left = deadline.saturating_duration_since(now);
+        let checked = self.check_call(&state, call, bytes, left);
+        checked.map_err(|refused| self.count(refused))?;
         Ok(self.begin_call(&mut state, call, None))
+    }
+
+    /// True if [`admit`](Self::admit) would admit a call of `client` now.
+    pub(crate) fn would_admit(&self, client: ClientId, bytes: u64, left: Duration) -> bool {
+        let state = self.state();
+        let call = CallId { client, number: u64::MAX };
+        !state.closed && self.check_call(&state, call, bytes, left).is_ok()
+    }
+
+    /// Rejects a call of which nothing is known but its bytes. Its rows are not known yet, but it needs at least one.
+    fn check_call(
+        &self,
+        state: &State,
+        call: CallId,
+        bytes: u64,
+        left: Duration,
+    ) -> Result<(), Refused> {
+        self.check_wait(state, call, (1, 0), left)?;
+        self.check_capacity(state, call.client, Usage { rows: 1, bytes, ..Usage::default() })
     }
 
     /// Records a further call, which uses no capacity yet. The call `whole` stays in progress until this one has ended.
@@ -178,6 +206,7 @@ impl AdmissionController {
         whole: Option<CallReservation>,
     ) -> CallReservation {
         self.add(state, call, Usage::default());
+        *state.calls_like(call) += 1;
         CallReservation::new(Arc::clone(self), call, whole)
     }
 
@@ -193,16 +222,18 @@ impl AdmissionController {
         let capacity = self.settings.capacity_rows;
         if rows > capacity {
             let error = EngineError::TooManyRows { rows, capacity };
-            return Err(self.refuse(Refusal::Full, error));
+            return Err(self.count(Refused(Refusal::Full, error)));
         }
         let mut state = self.state();
-        let expected = self.check_wait(&state, call, (rows, images), left)?;
+        let checked = self.check_wait(&state, call, (rows, images), left);
+        let expected = checked.map_err(|refused| self.count(refused))?;
         let more = Usage {
             rows: rows.saturating_sub(held.rows),
             images: images.saturating_sub(held.images),
             ..Usage::default()
         };
-        self.check_capacity(&state, call.client, more)?;
+        let checked = self.check_capacity(&state, call.client, more);
+        checked.map_err(|refused| self.count(refused))?;
         self.add(&mut state, call, more);
         Ok((more, expected))
     }
@@ -211,7 +242,8 @@ impl AdmissionController {
     fn reserve_more_bytes(&self, call: CallId, bytes: u64) -> Result<(), EngineError> {
         let mut state = self.state();
         let more = Usage { bytes, ..Usage::default() };
-        self.check_capacity(&state, call.client, more)?;
+        let checked = self.check_capacity(&state, call.client, more);
+        checked.map_err(|refused| self.count(refused))?;
         self.add(&mut state, call, more);
         Ok(())
     }
@@ -235,11 +267,17 @@ impl AdmissionController {
         self.state().usage.rows
     }
 
-    /// Returns the length of the queue: the rows in use, plus one for each call, because a call that is still being read
-    /// has no rows yet.
-    pub(crate) fn queue_length(&self) -> usize {
+    /// Returns the length of the queue that a new call would join: the rows ahead of it, and the calls that have no rows
+    /// yet because they are still being read. Interactive calls run before bulk work, so for them only interactive calls
+    /// count. Few calls count, so that a client cannot make a queue look long with calls that it never sends.
+    pub(crate) fn queue_length(&self, is_bulk: bool) -> usize {
         let state = self.state();
-        state.usage.rows + state.clients.values().map(|client| client.calls.len()).sum::<usize>()
+        let (rows, calls) = if is_bulk {
+            (state.usage.rows, state.calls + state.bulk_calls)
+        } else {
+            (state.usage.rows - state.bulk.rows, state.calls)
+        };
+        rows + calls.min(MOST_COUNTED_CALLS)
     }
 
     /// True if no admitted call is in progress.
@@ -282,9 +320,9 @@ impl AdmissionController {
         call: CallId,
         own: (usize, usize),
         left: Duration,
-    ) -> Result<Duration, EngineError> {
+    ) -> Result<Duration, Refused> {
         if left.is_zero() {
-            return Err(self.refuse(Refusal::Deadline, EngineError::DeadlineExceeded));
+            return Err(Refused(Refusal::Deadline, EngineError::DeadlineExceeded));
         }
         let (calls, queue) = state.queue_ahead_of(call, own);
         let small = own.0 <= SMALL.0 && own.1 <= SMALL.1;
@@ -305,7 +343,7 @@ impl AdmissionController {
             } else {
                 EngineError::TooLargeForDeadline { estimate, deadline: left }
             };
-            return Err(self.refuse(Refusal::Deadline, error));
+            return Err(Refused(Refusal::Deadline, error));
         }
         let wait = state.estimates.estimated_wait(&queue, &self.settings);
         self.check_time(wait.mul_f64(state.slippage), estimate, left)?;
@@ -314,28 +352,18 @@ impl AdmissionController {
 
     /// Rejects a call whose wait exceeds `max_queue_wait`, or whose `work` would end after its deadline. `left` is the
     /// time until that deadline.
-    fn check_time(
-        &self,
-        wait: Duration,
-        work: Duration,
-        left: Duration,
-    ) -> Result<(), EngineError> {
+    fn check_time(&self, wait: Duration, work: Duration, left: Duration) -> Result<(), Refused> {
         let overloaded = EngineError::Overloaded { retry_after: retry_after(wait) };
         if wait > self.settings.max_queue_wait {
-            return Err(self.refuse(Refusal::Full, overloaded));
+            return Err(Refused(Refusal::Full, overloaded));
         }
         if wait + work > left {
-            return Err(self.refuse(Refusal::Deadline, overloaded));
+            return Err(Refused(Refusal::Deadline, overloaded));
         }
         Ok(())
     }
 
-    fn check_capacity(
-        &self,
-        state: &State,
-        client: ClientId,
-        more: Usage,
-    ) -> Result<(), EngineError> {
+    fn check_capacity(&self, state: &State, client: ClientId, more: Usage) -> Result<(), Refused> {
         let holder = state.clients.get(&client);
         let own = holder.map(|client| client.usage).unwrap_or_default();
         let mut clients = state.clients.len() - state.bulk_clients + usize::from(holder.is_none());
@@ -351,12 +379,19 @@ impl AdmissionController {
             || !fit(self.settings.capacity_bytes, all.bytes, own.bytes, more.bytes)
         {
             let overloaded = EngineError::Overloaded { retry_after: self.retry(state) };
-            return Err(self.refuse(Refusal::Full, overloaded));
+            return Err(Refused(Refusal::Full, overloaded));
         }
         Ok(())
     }
 
-    fn refuse(&self, refusal: Refusal, error: EngineError) -> EngineError {
+    /// Rejects a call whose estimated wait outside the engine is `wait`. `left` is the time until its deadline.
+    fn reject_long_wait(&self, wait: Duration, left: Duration) -> Result<(), EngineError> {
+        let checked = self.check_time(wait, Duration::ZERO, left);
+        checked.map_err(|refused| self.count(refused))
+    }
+
+    /// Counts a call that was rejected, and returns the error for its client.
+    fn count(&self, Refused(refusal, error): Refused) -> EngineError {
         self.metrics.queue_rejected_total.with_label_values(&[refusal.label()]).inc();
         error
     }
@@ -402,6 +437,7 @@ impl AdmissionController {
     fn end_call(&self, call: CallId, rest: Usage) {
         self.give_back(call, rest);
         let mut state = self.state();
+        *state.calls_like(call) -= 1;
         if let Some(client) = state.clients.get_mut(&call.client) {
             client.calls.remove(&call.number);
             if client.calls.is_empty() {
@@ -458,7 +494,7 @@ impl AdmissionController {
     fn open_state(&self) -> Result<MutexGuard<'_, State>, EngineError> {
         let state = self.state();
         if state.closed {
-            return Err(self.refuse(Refusal::Draining, EngineError::ShuttingDown));
+            return Err(self.count(Refused(Refusal::Draining, EngineError::ShuttingDown)));
         }
         Ok(state)
     }

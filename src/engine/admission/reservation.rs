@@ -78,7 +78,7 @@ impl CallReservation {
     /// Rejects the call if `wait` is too long. `wait` is the call's estimated wait outside the engine, and `left` is
     /// the time until the call's deadline.
     pub(crate) fn check_wait(&self, wait: Duration, left: Duration) -> Result<(), EngineError> {
-        self.0.admission.check_time(wait, Duration::ZERO, left)
+        self.0.admission.reject_long_wait(wait, left)
     }
 
     /// Reserves `bytes` more for this call.

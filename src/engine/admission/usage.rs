@@ -57,6 +57,10 @@ pub(super) struct State {
     pub(super) bulk: Usage,
     /// Number of entries of `clients` that are bulk work.
     pub(super) bulk_clients: usize,
+    /// Number of interactive calls in progress.
+    pub(super) calls: usize,
+    /// Number of calls of bulk work in progress.
+    pub(super) bulk_calls: usize,
     /// The calls of bulk work that wait for room, in order of arrival.
     pub(super) waiting: VecDeque<CallId>,
     /// The clients with calls in progress. Empty when all admitted calls have ended.
@@ -68,6 +72,11 @@ pub(super) struct State {
 }
 
 impl State {
+    /// Returns the number of calls in progress of the same kind as `call`.
+    pub(super) fn calls_like(&mut self, call: CallId) -> &mut usize {
+        if call.client.is_bulk() { &mut self.bulk_calls } else { &mut self.calls }
+    }
+
     /// Returns the recent cost of the client's work. Nothing is known about a client without a call in progress.
     pub(super) fn profile(&self, client: ClientId) -> Profile {
         self.clients.get(&client).map(|client| client.profile).unwrap_or_default()

@@ -11,7 +11,8 @@ use crate::engine::testing::ManualClock;
 use crate::engine::testing::bench::*;
 use crate::engine::testing::fake::{self, FakeBackend, FakeCall, FakeControl, FakeFault, FakeMark};
 use crate::engine::{
-    Admission, Engine, EngineError, EngineHandle, EngineSettings, Phase, Rebuild, Reply, Supervised,
+    Admission, Engine, EngineError, EngineHandle, EngineSettings, Phase, Rebuild, Reply,
+    WorkerBackend,
 };
 use crate::fairness::ClientId;
 use crate::telemetry::metrics::Metrics;
@@ -36,8 +37,8 @@ impl Pair {
         let (second, second_control) = FakeBackend::new(fake::models());
         let (metrics, clock) = (Arc::new(Metrics::try_new().unwrap()), ManualClock::start());
         let engine = Engine::start_workers(
-            Supervised { backend: first, rebuild },
-            vec![Supervised { backend: second, rebuild: None }],
+            WorkerBackend { backend: first, rebuild },
+            vec![WorkerBackend { backend: second, rebuild: None }],
             EngineSettings::default(),
             context(&metrics, &clock),
         );
@@ -106,6 +107,85 @@ fn a_call_goes_to_the_worker_with_the_shortest_queue() {
     }
     assert_eq!(pair.encoded(), [vec![1, 3], vec![2, 4, 5, 6, 7, 8]]);
     drop(large);
+    pair.end();
+}
+
+#[test]
+fn a_worker_whose_device_is_full_does_not_attract_all_calls() {
+    let pair = Pair::start();
+    for mark in 1..=9 {
+        let full = FakeFault::OutOfMemoryAbove(0);
+        pair.controls[0].fault(FakeCall::Encode, FakeMark::Image(mark), full);
+    }
+    // The queues are equally long, so the first call goes to the first worker.
+    let failed = wait(pair.caption(1));
+    assert!(matches!(failed, Err(EngineError::Overloaded { .. })), "{failed:?}");
+    for mark in 2..=5 {
+        assert!(wait(pair.caption(mark)).is_ok());
+    }
+    // After a second the worker is tried again, and then avoided for two seconds.
+    pair.clock.advance(Duration::from_secs(1));
+    assert!(wait(pair.caption(6)).is_err());
+    pair.clock.advance(Duration::from_secs(1));
+    assert!(wait(pair.caption(7)).is_ok());
+    pair.clock.advance(Duration::from_secs(1));
+    assert!(wait(pair.caption(8)).is_err());
+    pair.end();
+}
+
+#[test]
+fn a_call_that_one_worker_would_refuse_goes_to_another() {
+    let pair = Pair::start();
+    let capacity = EngineSettings::default().capacity_bytes;
+    let mut large = pair.admit().unwrap();
+    large.reserve_bytes(capacity).unwrap();
+    let mut rows = pair.admit().unwrap();
+    rows.reserve(20, 1).unwrap();
+    // The first worker has the shorter queue, but no bytes left.
+    let deadline = pair.clock.now() + Duration::from_secs(30);
+    let mut call = pair.handle.admit(ClientId(7), capacity / 2, deadline).unwrap();
+    assert_eq!(pair.metrics.queue_rejected_total.with_label_values(&["full"]).get(), 0);
+    call.reserve(1, 1).unwrap();
+    assert!(wait(call.submit(CAPTION, caption(1))).is_ok());
+    assert_eq!(pair.encoded(), [vec![], vec![1]]);
+    drop((large, rows, call));
+    pair.end();
+}
+
+#[test]
+fn calls_that_are_never_sent_and_bulk_work_do_not_make_a_queue_look_long() {
+    let pair = Pair::start();
+    let deadline = pair.clock.now() + Duration::from_secs(30);
+    let requests: Vec<_> =
+        (0..100).map(|_| pair.handle.admit_bulk(ClientId(1), deadline).unwrap()).collect();
+    // Every other one ends, so that only one of the workers still has requests.
+    let idle: Vec<_> = requests.into_iter().step_by(2).collect();
+    let mut part = idle[0].admit_part(deadline);
+    wait(part.reserve_when_room(50, 1, 0)).unwrap();
+    for mark in 1..=6 {
+        let mut admission = pair.admit().unwrap();
+        admission.reserve(1, 1).unwrap();
+        assert!(wait(admission.submit(CAPTION, caption(mark))).is_ok());
+    }
+    assert_eq!(pair.encoded()[0].len(), 6, "equal queues: the first worker");
+    drop((part, idle));
+    // Calls that are being read count only up to a bound: sixteen of the fifty at the second worker, so of further calls
+    // about sixteen more go to the first.
+    let silent: Vec<_> = (0..100).map(|_| pair.admit().unwrap()).collect();
+    let silent: Vec<_> = silent.into_iter().skip(1).step_by(2).collect();
+    let mut held = Vec::new();
+    for mark in 100..140 {
+        pair.controls.iter().for_each(FakeControl::hold);
+        held.push(pair.caption(mark));
+    }
+    pair.controls.iter().for_each(FakeControl::release);
+    for reply in held {
+        assert!(wait(reply).is_ok());
+    }
+    let [first, second] =
+        pair.encoded().map(|marks| marks.into_iter().filter(|&m| m >= 100).count());
+    assert!((20..=32).contains(&first) && first + second == 40, "{first}, {second}");
+    drop(silent);
     pair.end();
 }
 

@@ -60,8 +60,9 @@ pub(super) struct Meter {
     out_of_memory: Cell<u64>,
     /// True if a backend call has lost its device.
     device_lost: Cell<bool>,
-    /// Number of graph launches, and of lost graphs, that are counted.
-    graphs: [u64; 2],
+    /// Numbers of graph launches and of lost graphs that are counted. A new backend, which counts from 0, has a new meter.
+    graph_launches: u64,
+    lost_graphs: u64,
 }
 
 /// The metrics that several workers write: this worker's shares of sums, and the metrics with its label.
@@ -136,7 +137,8 @@ impl Meter {
             measured: [None; 2],
             out_of_memory: Cell::new(0),
             device_lost: Cell::new(false),
-            graphs: [0; 2],
+            graph_launches: 0,
+            lost_graphs: 0,
         }
     }
 
@@ -206,11 +208,13 @@ impl Meter {
                     BackendError::DeviceLost(_) => self.device_lost.set(true),
                     BackendError::Device(_) => {}
                 }
-                tracing::error!(unit.kind = what, unit.items = items, %error, "the backend failed");
+                let worker = self.gauges.worker.as_str();
+                tracing::error!(worker, unit.kind = what, unit.items = items, %error, "the backend failed");
             }
             Err(Fault::Panic(message)) => {
                 self.shared.metrics.panics_total.with_label_values(&["worker"]).inc();
                 tracing::error!(
+                    worker = self.gauges.worker.as_str(),
                     unit.kind = what,
                     unit.items = items,
                     panic = clipped(message),
@@ -333,21 +337,17 @@ impl Meter {
             let pages = pages.try_into().unwrap_or(i64::MAX);
             metrics.device_kv_pages.with_label_values(&[worker, state]).set(pages);
         }
-        let graphs = [usage.graph_launches, usage.lost_graphs];
-        // A backend that was rebuilt counts from 0 again.
-        let new = |counted: u64, now: u64| now.checked_sub(counted).unwrap_or(now);
-        let lost = new(self.graphs[1], graphs[1]);
-        self.gauges.graph_launches.inc_by(new(self.graphs[0], graphs[0]));
-        self.gauges.lost_graphs.inc_by(lost);
-        self.graphs = graphs;
+        self.gauges.graph_launches.inc_by(usage.graph_launches - self.graph_launches);
+        let lost = usage.lost_graphs - self.lost_graphs;
         if lost > 0 {
+            self.gauges.lost_graphs.inc_by(lost);
             tracing::warn!(
                 worker,
                 graphs = lost,
-                "gave up recorded graphs of the GPU: passes of these kinds run launch by launch, which is slower, until \
-                 they repeat again"
+                "gave up recorded graphs of the GPU: some passes now run launch by launch, which is slower"
             );
         }
+        (self.graph_launches, self.lost_graphs) = (usage.graph_launches, usage.lost_graphs);
     }
 
     /// Records that a unit of this stage has been measured.

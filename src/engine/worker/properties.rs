@@ -12,8 +12,7 @@ use tokio::sync::oneshot;
 use super::tasks::{Outcome, Submission};
 use super::turn::{Next, Worker};
 use crate::engine::admission::CallReservation;
-use crate::engine::ids::CallNumbers;
-use crate::engine::shared::Shared;
+use crate::engine::shared::{Common, Shared};
 use crate::engine::testing::ManualClock;
 use crate::engine::testing::fake::{self, FakeBackend, FakeCall, FakeControl, FakeFault, FakeMark};
 use crate::engine::{Clock, EngineContext, EngineError, EngineSettings};
@@ -207,7 +206,7 @@ impl ThreadlessEngine {
         let (backend, control) = FakeBackend::new(fake::models());
         let metrics = Arc::new(Metrics::try_new().unwrap());
         let context = EngineContext { clock: source, ..EngineContext::without_server(metrics) };
-        let shared = Shared::new(fake::models().into(), settings, context, CallNumbers::default());
+        let shared = Shared::new(fake::models().into(), settings, context, Common::default());
         let worker = Worker::new(backend, Arc::clone(&shared));
         Self { worker, shared, control, clock, pending: Vec::new(), cancelled: 0, aborted: false }
     }
@@ -226,6 +225,12 @@ impl ThreadlessEngine {
             deadline.saturating_duration_since(self.clock.now()),
         )?;
         Ok(reservation)
+    }
+
+    /// Admits no more calls.
+    fn close(&self) {
+        self.shared.lifecycle.process().drain();
+        self.shared.admission.close();
     }
 
     /// Submits a call if it is admitted. Returns whether the call was admitted.
@@ -272,9 +277,10 @@ impl ThreadlessEngine {
             Op::Turn => {
                 self.turn();
             }
-            Op::Drain => self.shared.drain(),
+            Op::Drain => self.close(),
             Op::Abort => {
-                self.shared.abort();
+                self.close();
+                self.shared.lifecycle.process().abort();
                 self.aborted = true;
             }
         }

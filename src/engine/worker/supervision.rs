@@ -70,7 +70,8 @@ impl<B: Backend> Supervisor<B> {
                 Ended::Done => break,
                 Ended::BackendFailed => self.may_rebuild(),
                 Ended::DeviceLost => {
-                    tracing::error!("the device is lost until the process is restarted");
+                    let worker = self.shared.lifecycle.label();
+                    tracing::error!(worker, "the device is lost until the process is restarted");
                     false
                 }
             };
@@ -94,14 +95,16 @@ impl<B: Backend> Supervisor<B> {
             match self.build() {
                 Ok(rebuilt) => worker = rebuilt,
                 Err(error) => {
-                    tracing::error!(%error, "cannot rebuild the backend; the worker ends");
+                    let worker = self.shared.lifecycle.label();
+                    tracing::error!(worker, %error, "cannot rebuild the backend; the worker ends");
                     self.shared.lifecycle.ends();
                     return inbox;
                 }
             }
             self.shared.heartbeat.beat();
             self.shared.lifecycle.runs();
-            tracing::info!("backend rebuilt; serving again");
+            let worker = self.shared.lifecycle.label();
+            tracing::info!(worker, "backend rebuilt; serving again");
         }
         self.shared.lifecycle.ends();
         inbox
@@ -113,24 +116,31 @@ impl<B: Backend> Supervisor<B> {
             Err(payload) => {
                 self.shared.metrics.panics_total.with_label_values(&["worker"]).inc();
                 let panic = clipped(&message(payload.as_ref()));
-                tracing::error!(panic, "the worker thread panicked outside the backend");
+                let worker = self.shared.lifecycle.label();
+                tracing::error!(worker, panic, "the worker thread panicked outside the backend");
                 Ended::BackendFailed
             }
         }
     }
 
     fn may_rebuild(&self) -> bool {
-        let now = self.shared.clock.now();
+        let (now, worker) = (self.shared.clock.now(), self.shared.lifecycle.label());
         let interval = self.shared.settings.worker_rebuild_interval;
         // If the backend fails again so soon after a rebuild, another rebuild would not help.
         let again = |at: Instant| now.saturating_duration_since(at) < interval;
         match (&self.rebuild, self.rebuilt) {
             _ if self.shared.is_draining() => {
-                tracing::error!("the backend has failed during shutdown; not rebuilding it");
+                tracing::error!(
+                    worker,
+                    "the backend has failed during shutdown; not rebuilding it"
+                );
             }
-            (None, _) => tracing::error!("the backend has failed and cannot be rebuilt"),
+            (None, _) => tracing::error!(worker, "the backend has failed and cannot be rebuilt"),
             (_, Some(at)) if again(at) => {
-                tracing::error!("the backend has failed again soon after its rebuild; giving up");
+                tracing::error!(
+                    worker,
+                    "the backend has failed again soon after its rebuild; giving up"
+                );
             }
             _ => return true,
         }
@@ -139,7 +149,8 @@ impl<B: Backend> Supervisor<B> {
 
     /// Builds a worker on a new backend and checks it with a warm-up.
     fn build(&mut self) -> Result<Worker<B>, Box<dyn Error + Send + Sync>> {
-        tracing::error!("the backend has failed; rebuilding it");
+        let worker = self.shared.lifecycle.label();
+        tracing::error!(worker, "the backend has failed; rebuilding it");
         let rebuild = self.rebuild.as_mut().ok_or("rebuilding is not supported")?;
         if crate::faults::at("engine::rebuild") {
             return Err("an injected fault".into());
@@ -154,7 +165,11 @@ impl<B: Backend> Supervisor<B> {
         if let Err(error) = worker.warm_up() {
             return Err(format!("the new backend fails as well: {error}").into());
         }
-        self.shared.metrics.worker_restarts_total.inc();
+        self.shared
+            .metrics
+            .worker_restarts_total
+            .with_label_values(&[&self.shared.lifecycle.label()])
+            .inc();
         self.rebuilt = Some(self.shared.clock.now());
         Ok(worker)
     }

@@ -299,12 +299,18 @@ impl<B: Backend> Worker<B> {
     }
 
     /// Marks the backend as suspect if every item of a unit failed, because the cause may then be the backend as well
-    /// as the items. The next turn probes the backend. Running out of memory proves nothing, so it does not count.
+    /// as the items. The next turn probes the backend. Running out of memory proves nothing, so it does not count. Until a
+    /// unit succeeds, new calls avoid this worker for whichever reason its items failed.
     fn suspect_backend<T>(&mut self, model: ModelId, results: &[Result<T, Fault>]) {
         let failed =
             |result: &Result<T, Fault>| matches!(result, Err(fault) if !fault.is_out_of_memory());
         if !results.is_empty() && results.iter().all(failed) {
             self.suspect = Some(model);
+        }
+        if results.iter().any(Result::is_ok) {
+            self.shared.trouble.succeeded();
+        } else if !results.is_empty() {
+            self.shared.trouble.failed(self.now());
         }
     }
 

@@ -68,6 +68,16 @@ pub fn usable() -> Result<Vec<usize>, CudaUnavailable> {
     }
 }
 
+/// Checks that [`CudaDevice::try_new`] can use a device, as far as that is known without opening it.
+///
+/// # Errors
+/// See [`CudaUnavailable`].
+pub fn check_usable(ordinal: usize) -> Result<(), CudaUnavailable> {
+    let info = choose(probe()?, ordinal)?;
+    info.check_architecture()?;
+    require_cublas_lt(info.driver)
+}
+
 impl CudaDevice {
     /// Opens a device and loads the kernels, whose compilation takes a few seconds. Uses 34 MB of its memory for cuBLASLt,
     /// besides what the context takes (some hundred MB), and 21 MB of pinned host memory.

@@ -189,9 +189,10 @@ impl ApiError {
         )
     }
 
-    /// Creates the error for a server whose models are still loading or whose worker is down.
+    /// Creates the error for a server whose models are still loading, or whose worker is down or rebuilds its backend.
     pub(crate) fn not_ready() -> Self {
-        let error = Self::new(Code::NotReady, "no model is ready to answer; see /health/ready");
+        let detail = "the models are not ready to answer, or are being reloaded; retry later";
+        let error = Self::new(Code::NotReady, detail);
         error.retry_after(Duration::from_secs(5))
     }
 

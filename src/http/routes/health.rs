@@ -21,7 +21,7 @@ pub(crate) struct Health {
 
 /// Liveness probe
 ///
-/// Answers 200 while the process and its worker thread are alive, even during loading and graceful shutdown.
+/// Answers 200 while the process and its worker threads are alive, even during loading and graceful shutdown.
 #[utoipa::path(
     get,
     path = "/health/live",
@@ -29,7 +29,7 @@ pub(crate) struct Health {
     tag = "operations",
     responses(
         (status = 200, description = "Alive.", body = Health),
-        (status = 503, description = "The worker thread has ended or hangs; restart the process.", body = Health),
+        (status = 503, description = "A worker thread has ended or hangs; restart the process.", body = Health),
     ),
 )]
 pub(crate) async fn check_liveness(State(state): State<HttpState>) -> Result<Response, ApiError> {
@@ -44,7 +44,7 @@ pub(crate) async fn check_liveness(State(state): State<HttpState>) -> Result<Res
     tag = "operations",
     responses(
         (status = 200, description = "Ready to serve requests.", body = Health),
-        (status = 503, description = "Models are loading, the server is shutting down, or the worker is down.", body = Health),
+        (status = 503, description = "Models are loading, the server is shutting down, or no worker is up.", body = Health),
     ),
 )]
 pub(crate) async fn check_readiness(State(state): State<HttpState>) -> Result<Response, ApiError> {
@@ -62,7 +62,7 @@ pub(crate) async fn check_readiness(State(state): State<HttpState>) -> Result<Re
     tag = "operations",
     responses(
         (status = 200, description = "Ready to serve requests.", body = Health),
-        (status = 503, description = "Models are loading, the server is shutting down, or the worker is down.", body = Health),
+        (status = 503, description = "Models are loading, the server is shutting down, or no worker is up.", body = Health),
     ),
 )]
 pub(crate) async fn check_health(state: State<HttpState>) -> Result<Response, ApiError> {

@@ -41,7 +41,7 @@ struct Shared {
 
 /// The services that answer requests, which exist once the models are loaded.
 pub struct Services {
-    /// Handle to admission control and the worker thread.
+    /// Handle to admission control and the worker threads.
     pub engine: EngineHandle,
     /// Turns image values of requests into pixels. Contains the decoding pool and the pixel cache.
     pub images: Images,
@@ -63,7 +63,7 @@ pub enum Readiness {
     Loading,
     /// The server is shutting down: it finishes admitted requests, and clients should send no new ones.
     Draining,
-    /// The worker thread has ended or hangs, or its backend is being rebuilt.
+    /// A worker thread has ended or hangs, or the backends of all workers are being rebuilt.
     WorkerDown,
 }
 
@@ -128,7 +128,7 @@ impl HttpState {
         }
     }
 
-    /// True if the worker thread has ended or hangs. This is reported even during a shutdown. Only a restart of the
+    /// True if a worker thread has ended or hangs. This is reported even during a shutdown. Only a restart of the
     /// process helps.
     pub(crate) fn worker_is_down(&self) -> bool {
         self.phase() == Phase::Down

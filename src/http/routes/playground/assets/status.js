@@ -43,6 +43,15 @@ function sum({ samples }, name, labels = "") {
 }
 
 /**
+ * Returns the number of series of a metric.
+ * @param {Scrape} scrape
+ * @param {string} name
+ */
+function series({ samples }, name) {
+  return samples.filter((sample) => sample.name === name && !isOwn(sample.labels)).length;
+}
+
+/**
  * Returns a quantile of a histogram between two scrapes, in the unit of its buckets; null if nothing was observed.
  * @param {Scrape} before
  * @param {Scrape} now
@@ -98,7 +107,12 @@ const CHARTS = [
       return count > 0 ? (sum(b, "blip_batch_size_sum") - sum(a, "blip_batch_size_sum")) / count : null;
     },
   },
-  { title: "Worker busy", text: percent, value: (a, b, s) => Math.min((sum(b, "blip_worker_busy_seconds_total") - sum(a, "blip_worker_busy_seconds_total")) / s, 1) },
+  {
+    title: "Worker busy",
+    text: percent,
+    // With several GPUs, the mean over their workers.
+    value: (a, b, s) => Math.min((sum(b, "blip_worker_busy_seconds_total") - sum(a, "blip_worker_busy_seconds_total")) / s / Math.max(series(b, "blip_worker_busy_seconds_total"), 1), 1),
+  },
   {
     title: "Cache hits",
     text: percent,

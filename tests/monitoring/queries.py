@@ -127,3 +127,16 @@ def check_codes() -> None:
     refusals = set(re.search(r'code=~"([^"]*)"', rules)[1].split("|")) - {"rate_limited"}
     if len(table) < 20 or server_side != faults | refusals:
         raise Failure(f"error codes with 5xx: {sorted(server_side)}; in the alerts: {sorted(faults)} and {sorted(refusals)}")
+
+
+def check_memory_limit() -> None:
+    """Checks that the constant of BlipMemory is the limit that docker-compose.yml and deploy/kubernetes set for `official`."""
+    import yaml
+
+    service = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["official"]
+    server = (ROOT / "deploy/kubernetes/official/server.yaml").read_text()
+    (pod,) = re.findall(r"limits: \{ memory: (\d+)Gi \}", server)
+    rules = (ROOT / "deploy/alerts.yml").read_text()
+    constant = re.search(r"record: blip:memory_limit_bytes\n\s+expr: vector\((\d+) \* 1024 \* 1024 \* 1024\)", rules)[1]
+    if not service["mem_limit"] == f"{constant}g" or pod != constant:
+        raise Failure(f"the memory limit is {service['mem_limit']} in docker-compose.yml, {pod}Gi in kubernetes, {constant} GiB in the alerts")

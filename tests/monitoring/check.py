@@ -53,6 +53,7 @@ def run(arguments: argparse.Namespace, folder: Path, programs: list, sink: Sink)
     render.test()
     queries.check_codes()
     queries.check_memory_limit()
+    queries.check_runbook()
     picture = (ROOT / "demo/scenes/two-cats.png").read_bytes()
     if missing := not_covered(endpoints(picture)):
         raise Failure(f"no request for these endpoints of openapi.yaml: {sorted(missing)}")

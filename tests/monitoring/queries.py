@@ -129,6 +129,18 @@ def check_codes() -> None:
         raise Failure(f"error codes with 5xx: {sorted(server_side)}; in the alerts: {sorted(faults)} and {sorted(refusals)}")
 
 
+def check_runbook() -> None:
+    """Checks that docs/monitoring.md has an entry for each alert, with its severity, and no other, and that alerts lead there."""
+    document = (ROOT / "docs/monitoring.md").read_text()
+    entries = dict(re.findall(r"^### (Blip\w+)\n\n(Page|Ticket)\. ", document, re.MULTILINE))
+    rules = (ROOT / "deploy/alerts.yml").read_text()
+    alerts = re.findall(r"- alert: (\w+)\n.*?severity: (\w+) .*?runbook: (\S+)", rules, re.DOTALL)
+    if entries != {name: severity.title() for name, severity, _ in alerts} or len(alerts) != rules.count("- alert: "):
+        raise Failure(f"the runbook has {entries}, the alerts are {alerts}")
+    if wrong := [runbook for name, _, runbook in alerts if runbook != f"docs/monitoring.md#{name.lower()}"]:
+        raise Failure(f"these are not the headings of the runbook: {wrong}")
+
+
 def check_memory_limit() -> None:
     """Checks that the constant of BlipMemory is the limit that docker-compose.yml and deploy/kubernetes set for `official`."""
     import yaml

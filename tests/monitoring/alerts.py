@@ -177,6 +177,7 @@ def fire_all(stage: Stage, watch: Watch, short: bool) -> None:
     def faults():
         while not stage.faulty.wait(0.25):
             stage.exporter.add(series + '{reason="inference_failed"}', 20)
+            stage.exporter.add_with('blip_items_total{code="ok",model="demo-caption",task="caption"}', "code", "inference_failed", 5)
             stage.exporter.add('blip_http_requests_total{code="ok",method="POST",route="/caption",status="200"}', 100)
 
     threading.Thread(target=faults, daemon=True).start()
@@ -191,6 +192,7 @@ def fire_all(stage: Stage, watch: Watch, short: bool) -> None:
         ("BlipShedding", "24 clients, 16 rows", "ticket", {}),
         ("BlipLatencyP99", "an objective of 1 s", "page", {"route": "/vqa"}),
         ("BlipErrorBudgetFast", "changed page", "page", {}),
+        ("BlipItemFaults", "changed page", "ticket", {}),
         ("BlipPanics", "changed page", "ticket", changed),
         ("BlipNonFiniteOutputs", "changed page", "page", changed),
         ("BlipDeviceMemory", "changed page", "ticket", changed),

@@ -55,3 +55,10 @@ class Exporter:
         if series not in self.values:
             raise KeyError(f"{series} is not on the page of the server")
         self.values[series] += amount
+
+    def add_with(self, series: str, label: str, value: str, amount: float) -> None:
+        """Raises the series that differs from one on the page in the value of a label, and creates it if needed."""
+        if series not in self.values or f'{label}="' not in series:
+            raise KeyError(f"{series} is not on the page of the server, or has no label {label}")
+        other = re.sub(rf'\b{label}="[^"]*"', f'{label}="{value}"', series)
+        self.values[other] = self.values.get(other, 0) + amount

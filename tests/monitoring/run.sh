@@ -37,4 +37,4 @@ if ! python3 -m venv "$folder" >/dev/null 2>&1 || ! "$folder/bin/pip" install -q
   echo "skipped: matplotlib and PyYAML cannot be installed (PyPI)"
   exit 0
 fi
-"$folder/bin/python" "$here/check.py" "$binary" "$@"
+"$folder/bin/python" -u "$here/check.py" "$binary" "$@"

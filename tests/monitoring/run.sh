@@ -15,8 +15,8 @@
 # durations (a minute becomes a second) and two constants (the memory limit and the latency objective), for the
 # Alertmanager its waits and the webhooks. render.py makes these changes and checks that they change nothing else.
 #
-# Prometheus and Alertmanager are packages of Debian, matplotlib and PyYAML come from PyPI. The test is skipped with a
-# message if they cannot be installed.
+# Prometheus and Alertmanager are packages of Debian, PyYAML and (for the picture) matplotlib come from PyPI. The test is
+# skipped with a message if they cannot be installed.
 set -euo pipefail
 binary=$(realpath "$1")
 shift
@@ -33,8 +33,10 @@ if ! has prometheus prometheus || ! has prometheus-alertmanager prometheus-alert
   echo "skipped: Prometheus and Alertmanager are not installed (Debian: apt-get install prometheus prometheus-alertmanager)"
   exit 0
 fi
-if ! python3 -m venv "$folder" >/dev/null 2>&1 || ! "$folder/bin/pip" install -q -r "$here/requirements.txt" >/dev/null 2>&1; then
-  echo "skipped: matplotlib and PyYAML cannot be installed (PyPI)"
+packages=("PyYAML==6.0.2")
+[[ " $* " != *" --sheet "* ]] || packages+=("matplotlib==3.10.0")
+if ! python3 -m venv "$folder" >/dev/null 2>&1 || ! "$folder/bin/pip" install -q "${packages[@]}" >/dev/null 2>&1; then
+  echo "skipped: ${packages[*]} cannot be installed (PyPI)"
   exit 0
 fi
 "$folder/bin/python" -u "$here/check.py" "$binary" "$@"

@@ -18,7 +18,7 @@ import queries
 import render
 from programs import Alertmanager, Failure, Prometheus, free_address, version_of, wait_for
 from sink import Sink
-from traffic import ROOT, endpoints, not_covered, refusals
+from traffic import ROOT, endpoints, not_covered, refusals, stop_all
 
 DEPLOY = ROOT / "deploy"
 
@@ -84,9 +84,10 @@ def run(arguments: argparse.Namespace, folder: Path, programs: list, sink: Sink)
     wait_for("Prometheus knows the Alertmanager", lambda: stage.prometheus.api("alertmanagers")["activeAlertmanagers"], 30)
 
     start = time.time()
+    alerts.bursts(stage)
     loads = alerts.traffic(stage, picture)
     watch = alerts.Watch(sink)
-    alerts.fire_all(stage, watch, arguments.short)
+    alerts.fire_all(stage, watch, start)
     # Long enough for every request and every window of a minute.
     time.sleep(max(0, start + max(25, arguments.traffic) - time.time()))
     end = time.time()
@@ -95,8 +96,7 @@ def run(arguments: argparse.Namespace, folder: Path, programs: list, sink: Sink)
     print("promtool check metrics: nothing found")
     queries.check_rules(prometheus)
     queries.check_board(prometheus, instances, start, end)
-    for load in loads:
-        load.stop()
+    stop_all(loads)
     if loads[0].failure:
         raise Failure(f"unexpected answers: {sorted(set(loads[0].failure))}")
     if arguments.sheet:

@@ -47,7 +47,9 @@ class Exporter:
         return "127.0.0.1:%d" % self.server.server_port
 
     def page(self) -> str:
-        self.values[HEARTBEAT] = time.time() - (31 if self.hung else 0)
+        for series in self.values:
+            if series.split("{")[0] == HEARTBEAT:
+                self.values[series] = time.time() - (31 if self.hung else 0)
         return "\n".join([*self.comments, *(f"{series} {value!r}" for series, value in self.values.items())]) + "\n"
 
     def add(self, series: str, amount: float) -> None:

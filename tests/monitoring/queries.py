@@ -23,12 +23,12 @@ MAY_BE_ZERO = {
     ("Connections closed early", "A"): "fewer connections than server.max_connections",
     ("Connections closed early", "B"): "no TLS",
     ("Connections closed early", "C"): "no shutdown under load",
-    ("Passes run as one graph", "A"): "only with a GPU",
 }
 # Queries that return nothing.
 MAY_BE_EMPTY = {
     ("Memory of the GPU", "A"): "only with a GPU",
     ("Pages of the KV caches", "A"): "only with a GPU",
+    ("Passes run as one graph", "A"): "only with a GPU",
 }
 
 

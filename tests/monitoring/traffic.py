@@ -140,7 +140,7 @@ def not_covered(requests: list[tuple]) -> set[str]:
 
 
 class Load:
-    """Threads that repeat a request until `stop`. A failed connection is ignored: the server may be away."""
+    """Threads that repeat a request until `stop_all`. A failed connection is ignored: the server may be away."""
 
     def __init__(self, threads: int, request, pause: float = 0):
         self.ended = threading.Event()
@@ -160,7 +160,12 @@ class Load:
             count += 1
             self.ended.wait(pause)
 
-    def stop(self) -> None:
-        self.ended.set()
-        for thread in self.threads:
-            thread.join(70)
+
+
+def stop_all(loads: list[Load]) -> None:
+    """Ends all loads. A request that takes longer than 20 s, such as bulk work on a slow machine, is left to itself."""
+    for load in loads:
+        load.ended.set()
+    end = time.monotonic() + 20
+    for thread in [thread for load in loads for thread in load.threads]:
+        thread.join(max(0, end - time.monotonic()))

@@ -18,7 +18,7 @@ import queries
 import render
 from programs import Alertmanager, Failure, Prometheus, free_address, version_of, wait_for
 from sink import Sink
-from traffic import ROOT, endpoints, not_covered, refusals, stop_all
+from traffic import ROOT, endpoints, not_covered, stop_all
 
 DEPLOY = ROOT / "deploy"
 

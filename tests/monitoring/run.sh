@@ -33,10 +33,15 @@ if ! has prometheus prometheus || ! has prometheus-alertmanager prometheus-alert
   echo "skipped: Prometheus and Alertmanager are not installed (Debian: apt-get install prometheus prometheus-alertmanager)"
   exit 0
 fi
+python=python3
 packages=("PyYAML==6.0.2")
 [[ " $* " != *" --sheet "* ]] || packages+=("matplotlib==3.10.0")
-if ! python3 -m venv "$folder" >/dev/null 2>&1 || ! "$folder/bin/pip" install -q "${packages[@]}" >/dev/null 2>&1; then
-  echo "skipped: ${packages[*]} cannot be installed (PyPI)"
-  exit 0
+# Without the picture, the Python that is there will do if it has PyYAML.
+if [ ${#packages[@]} -gt 1 ] || ! python3 -c 'import yaml' 2>/dev/null; then
+  python=$folder/bin/python
+  if ! python3 -m venv "$folder" >/dev/null 2>&1 || ! "$python" -m pip install -q "${packages[@]}" >/dev/null 2>&1; then
+    echo "skipped: ${packages[*]} cannot be installed (PyPI)"
+    exit 0
+  fi
 fi
-"$folder/bin/python" -u "$here/check.py" "$binary" "$@"
+"$python" -u "$here/check.py" "$binary" "$@"

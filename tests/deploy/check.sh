@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Checks the files for containers and clusters: hadolint lints the Dockerfile, docker-compose resolves all profiles,
-# kubectl renders all kustomizations, kubernetes-validate validates them against the API schema, and check-jsonschema
-# validates the workflows of GitHub. hadolint, kubernetes-validate and check-jsonschema come from PyPI. Checks whose
-# tools are missing are skipped with a message.
+# kubectl renders all kustomizations, kubernetes-validate validates them against the API schema, check-jsonschema
+# validates the workflows of GitHub and docker-compose.yml against the Compose specification (which version 2 of
+# docker-compose follows), and amtool reads the configuration of the Alertmanager. hadolint, kubernetes-validate and
+# check-jsonschema come from PyPI, amtool from Debian's package prometheus-alertmanager. Checks whose tools are missing are
+# skipped with a message.
 #
 #   tests/deploy/check.sh
 set -euo pipefail
@@ -20,6 +22,7 @@ if [ -n "$python" ]; then
   "$python/hadolint" Dockerfile
   echo "hadolint: nothing found"
   "$python/check-jsonschema" --builtin-schema vendor.github-workflows .github/workflows/*.yml
+  "$python/check-jsonschema" --builtin-schema vendor.compose-spec docker-compose.yml
 else
   echo "skipped: hadolint, kubernetes-validate and check-jsonschema cannot be installed (PyPI)"
 fi
@@ -35,6 +38,13 @@ if [ -n "$compose" ]; then
   echo "$compose: all profiles resolve"
 else
   echo "skipped: docker-compose is not installed"
+fi
+
+if command -v amtool >/dev/null; then
+  amtool check-config deploy/alertmanager.yml >/dev/null
+  echo "amtool: the configuration of the Alertmanager is valid"
+else
+  echo "skipped: amtool is not installed"
 fi
 
 if command -v kubectl >/dev/null; then

@@ -8,7 +8,7 @@ use std::fs;
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{IntCounter, IntGauge};
+use prometheus::{Counter, IntGauge};
 
 /// Clock ticks per second in `/proc/PID/stat`. The value is part of the Linux ABI on x86-64 and aarch64 and does not
 /// depend on the kernel's configuration.
@@ -20,7 +20,7 @@ const START_TICKS: usize = 22;
 
 /// Collector of the seven metrics. It keeps the values of the last scrape.
 pub(super) struct ProcessCollector {
-    cpu_seconds: IntCounter,
+    cpu_seconds: Counter,
     open_files: IntGauge,
     max_files: IntGauge,
     virtual_bytes: IntGauge,
@@ -35,7 +35,7 @@ impl ProcessCollector {
     pub(super) fn try_new() -> prometheus::Result<Self> {
         let gauge = |name: &str, help: &str| IntGauge::new(name, help);
         Ok(Self {
-            cpu_seconds: IntCounter::new(
+            cpu_seconds: Counter::new(
                 "process_cpu_seconds_total",
                 "Total user and system CPU time spent in seconds.",
             )?,
@@ -74,7 +74,7 @@ impl ProcessCollector {
         if let Some(seconds) = cpu_seconds(&stat) {
             // A counter cannot be set, so add the difference between the value read and the counter. If two concurrent
             // scrapes both add the difference, later differences are 0 until the real value has caught up.
-            self.cpu_seconds.inc_by(seconds.saturating_sub(self.cpu_seconds.get()));
+            self.cpu_seconds.inc_by((seconds - self.cpu_seconds.get()).max(0.0));
         }
         let open = fs::read_dir("/proc/self/fd").ok().map(Iterator::count);
         set(&self.open_files, open.and_then(|count| i64::try_from(count).ok()));
@@ -82,9 +82,13 @@ impl ProcessCollector {
         set(&self.virtual_bytes, number_after(&status, "VmSize:").map(|kib| kib * 1024));
         set(&self.resident_bytes, number_after(&status, "VmRSS:").map(|kib| kib * 1024));
         set(&self.threads, number_after(&status, "Threads:"));
-        let boot = number_after(&text("/proc/stat"), "btime");
-        let start = field(&stat, START_TICKS).zip(boot);
-        set(&self.start_seconds, start.map(|(ticks, boot)| boot + ticks / TICKS_PER_SECOND));
+        // Only once: the kernel computes `btime` from the wall clock, so later values may differ by a second, and then the
+        // process would look as if it had been started again.
+        if self.start_seconds.get() == 0 {
+            let boot = number_after(&text("/proc/stat"), "btime");
+            let start = field(&stat, START_TICKS).zip(boot);
+            set(&self.start_seconds, start.map(|(ticks, boot)| boot + ticks / TICKS_PER_SECOND));
+        }
     }
 }
 
@@ -126,9 +130,9 @@ fn field(stat: &str, number: usize) -> Option<i64> {
     rest.split_whitespace().nth(number.checked_sub(3)?)?.parse().ok()
 }
 
-fn cpu_seconds(stat: &str) -> Option<u64> {
+fn cpu_seconds(stat: &str) -> Option<f64> {
     let ticks = field(stat, USER_TICKS)? + field(stat, SYSTEM_TICKS)?;
-    u64::try_from(ticks / TICKS_PER_SECOND).ok()
+    Some(ticks as f64 / TICKS_PER_SECOND as f64)
 }
 
 #[cfg(test)]
@@ -140,7 +144,7 @@ mod tests {
 
     #[test]
     fn fields_are_counted_behind_a_program_name_with_parentheses() {
-        assert_eq!(cpu_seconds(STAT), Some(15));
+        assert_eq!(cpu_seconds(STAT), Some(15.25));
         assert_eq!(field(STAT, START_TICKS), Some(98765));
         assert_eq!(field("42 (cut) S 1", USER_TICKS), None);
     }

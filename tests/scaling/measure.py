@@ -142,18 +142,19 @@ def start_load(port, pictures, others, stop):
     log = Log()
     callers = [Caller(port, pictures, log, stop, pause=0.2, seed=number) for number in range(8)]
     callers.append(IdCaller(port, pictures, log, stop, pause=0.2, seed=100))
-    callers.append(Streamer(port, pictures, log, stop, pause=0.5, seed=200))
+    streamer = Streamer(port, pictures, log, stop, pause=0.5, seed=200)
+    callers.append(streamer)
     bulks = [Bulk(port, first, others, stop, pause=0.5) for first in (0, 1_000_000)]
     for thread in (*callers, *bulks):
         thread.start()
-    return log, callers, bulks
+    return log, callers, bulks, streamer
 
 
 def rolling(site, pictures, others, seconds):
     """Restarts each replica in turn under load."""
     stop = threading.Event()
     warm_up(site.proxy.port, pictures)
-    log, callers, bulks = start_load(site.proxy.port, pictures, others, stop)
+    log, callers, bulks, streamer = start_load(site.proxy.port, pictures, others, stop)
     time.sleep(seconds)
     begin = time.monotonic()
     time.sleep(seconds)
@@ -183,6 +184,7 @@ def rolling(site, pictures, others, seconds):
         "drain_seconds": drains,
         "roll_seconds": rolled - roll,
         "phases": {name: phase(log, *times) for name, times in phases.items()},
+        "bunched_streams": streamer.bunched / max(streamer.read, 1),
         "bulk": bulk_result(bulks),
     }
 
@@ -242,11 +244,13 @@ def moved_keys(site, count=2000):
     ids = [f"sha256:{chance.randbytes(32).hex()}" for _ in range(count)]
     leaving = 1
     before = owners(site, ids, "before")
+    put_back = site.proxy.take_out(site.replicas[leaving])
     site.replicas[leaving].drain()
     time.sleep(1)
     without = owners(site, ids, "without")
     site.replicas[leaving].start()
     site.replicas[leaving].wait_until_ready()
+    put_back()
     time.sleep(3)
     back = owners(site, ids, "back")
     pairs = list(zip(before, without))
@@ -261,7 +265,7 @@ def moved_keys(site, count=2000):
 def crash(site, pictures, others, seconds):
     """Kills a replica under load, and starts it again."""
     stop = threading.Event()
-    log, callers, bulks = start_load(site.proxy.port, pictures, others, stop)
+    log, callers, bulks, _ = start_load(site.proxy.port, pictures, others, stop)
     time.sleep(seconds)
     site.replicas[0].kill()
     time.sleep(seconds)
@@ -298,6 +302,9 @@ def faults(result):
         found.append(f"lines of /bulk: {bulk['lost']} lost, {bulk['twice']} answered twice, {bulk['failed']} failed")
     if not bulk["answered_while_sending"]:
         found.append("/bulk was buffered: no answer came while lines were sent")
+    # On a machine that is busy with other things, the client itself may read a stream late.
+    if roll["bunched_streams"] > 0.25:
+        found.append(f"the events of {roll['bunched_streams']:.2f} of the streams came all at once")
     if keys["moved_from_others"] > ALLOWED_MOVES or keys["not_back"]:
         found.append(f"{keys['moved_from_others']} ids of other replicas moved, {keys['not_back']} did not come back")
     if result["client_addresses"] != [CLIENT]:

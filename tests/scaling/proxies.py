@@ -3,6 +3,7 @@
 import pathlib
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -44,6 +45,22 @@ class Proxy:
             )
             assert nginx_haproxy + envoy > 0, f"the file does not name replica{number}:8080"
         return text
+
+    def take_out(self, replica):
+        """Removes a replica from the configuration of nginx, which has no health checks, and reloads it. The other proxies
+        notice by themselves. Returns a function that puts it back."""
+        if self.name != "nginx":
+            return lambda: None
+        whole = self.config.read_text()
+        without, count = re.subn(rf".*server {HOST}:{replica.port} .*\n", "", whole)
+        assert count == 2, "the replica is not in both upstreams"
+        self.reload(without)
+        return lambda: self.reload(whole)
+
+    def reload(self, text):
+        self.config.write_text(text)
+        self.process.send_signal(signal.SIGHUP)
+        time.sleep(1)
 
     def nginx(self):
         # As root, nginx would run its workers as nobody, who cannot open /dev/stdout.

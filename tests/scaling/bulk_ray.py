@@ -53,7 +53,8 @@ def run(binary, arguments, pictures, output, block, kill):
             replica.start()
         for replica in replicas:
             replica.wait_until_ready()
-        command = [sys.executable, str(ROOT / "deploy/examples/bulk_ray.py"), str(pictures), str(output), "--block", str(block)]
+        example = str(ROOT / "deploy/examples/bulk_ray.py")
+        command = [sys.executable, example, str(pictures), str(output), "--block", str(block)]
         command += [part for replica in replicas for part in ("--replica", f"http://{HOST}:{replica.port}")]
         began = time.monotonic()
         program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -2,6 +2,8 @@
 that sends lines again until each has an answer."""
 
 import base64
+import collections
+import contextlib
 import hashlib
 import http.client
 import itertools
@@ -104,7 +106,8 @@ class Caller(threading.Thread):
         self.ask(picture, self.chance.choice(QUESTIONS))
 
     def post(self, path, body, headers):
-        """Returns status, body and `server-timing`. A connection that is broken is replaced before the next call, but no call is repeated."""
+        """Returns status, body and `server-timing`. A broken connection is replaced before the next call, but no call is
+        repeated."""
         if self.connection is None:
             self.connection = connect(self.port)
         try:
@@ -124,7 +127,8 @@ class Caller(threading.Thread):
     def ask(self, picture, question):
         query = urllib.parse.urlencode({"question": question, "max_new_tokens": 2})
         began = time.monotonic()
-        status, body, timing = self.post(f"/vqa?{query}", picture.bytes, self.headers(picture, {"content-type": "image/png"}))
+        headers = self.headers(picture, {"content-type": "image/png"})
+        status, body, timing = self.post(f"/vqa?{query}", picture.bytes, headers)
         self.log.add("bytes", began, self.judge(picture, question, status, body), timing)
 
     def judge(self, picture, question, status, body):
@@ -187,18 +191,21 @@ class Streamer(Caller):
 
 
 class Bulk(threading.Thread):
-    """Keeps one request to /bulk open and sends a caption line every `pause` seconds. If a request ends early, it sends the
-    lines without an answer in another request, as a client should. Ends after `stop` is set, once all lines have answers."""
+    """Keeps one request to /bulk open and sends a dozen caption lines every four seconds, so that there are often lines
+    without an answer. If a request ends early, it sends these in another request, as a client should. Ends after `stop` is
+    set, once all lines have answers."""
 
-    def __init__(self, port, first, pictures, stop, pause):
+    BURST, PAUSE = 12, 4
+
+    def __init__(self, port, first, pictures, stop):
         super().__init__(daemon=True)
-        self.port, self.stop, self.pause = port, stop, pause
+        self.port, self.stop = port, stop
         self.numbers = itertools.count(first)
         self.pictures = pictures
-        self.waiting = {}
+        self.waiting = set()
         self.answers = {}
-        self.sent = self.twice = self.failed = self.resent = self.requests = 0
-        self.endings = {}
+        self.sent = self.twice = self.failed = self.resent = 0
+        self.endings = collections.Counter()
         self.answered_while_sending = False
 
     def line(self, number):
@@ -209,9 +216,8 @@ class Bulk(threading.Thread):
     def run(self):
         again = []
         while not self.stop.is_set() or self.waiting:
-            self.requests += 1
             ending = self.exchange(again)
-            self.endings[ending] = self.endings.get(ending, 0) + 1
+            self.endings[ending] += 1
             again = sorted(self.waiting)
             self.resent += len(again)
             if ending != "complete":
@@ -222,10 +228,9 @@ class Bulk(threading.Thread):
         # http.client would close its socket while lines are still to be sent, so only its parser is used here.
         connection = socket.create_connection((HOST, self.port), PATIENCE, (CLIENT, 0))
         ended = threading.Event()
+        writer = threading.Thread(target=self.write, args=(connection, again, ended), daemon=True)
+        writer.start()
         try:
-            connection.sendall(BULK_HEAD)
-            writer = threading.Thread(target=self.write, args=(connection, again, ended), daemon=True)
-            writer.start()
             answer = http.client.HTTPResponse(connection, method="POST")
             answer.begin()
             if answer.status != 200:
@@ -241,18 +246,23 @@ class Bulk(threading.Thread):
             return type(error).__name__
         finally:
             ended.set()
+            with contextlib.suppress(OSError):
+                # Wakes a writer that waits for the proxy to read.
+                connection.shutdown(socket.SHUT_RDWR)
+            writer.join()
             connection.close()
 
     def write(self, connection, again, ended):
         try:
+            connection.sendall(BULK_HEAD)
             for number in again:
                 self.send(connection, self.line(number))
             while not self.stop.is_set() and not ended.is_set():
-                number = next(self.numbers)
-                self.waiting[number] = time.monotonic()
-                self.sent += 1
-                self.send(connection, self.line(number))
-                ended.wait(self.pause)
+                for number in itertools.islice(self.numbers, self.BURST):
+                    self.waiting.add(number)
+                    self.sent += 1
+                    self.send(connection, self.line(number))
+                ended.wait(self.PAUSE)
             if not ended.is_set():
                 connection.sendall(b"0\r\n\r\n")
         except OSError:
@@ -267,4 +277,4 @@ class Bulk(threading.Thread):
         self.twice += number in self.answers
         self.failed += fields["status"] != 200
         self.answers[number] = fields["status"]
-        self.waiting.pop(number, None)
+        self.waiting.discard(number)

@@ -71,7 +71,8 @@ class Proxy:
         return [self.program, "-f", str(self.config), "-db"]
 
     def envoy(self):
-        return [self.program, "-c", str(self.config), "--concurrency", "2", "--log-level", "warning", "--disable-hot-restart"]
+        options = ["--concurrency", "2", "--log-level", "warning", "--disable-hot-restart"]
+        return [self.program, "-c", str(self.config), *options]
 
     def start(self):
         with (self.folder / "log").open("w") as log:

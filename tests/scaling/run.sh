@@ -3,7 +3,7 @@
 # image id, a rolling restart under load, and which ids move when a replica leaves. Fails if a request failed, a line of
 # /bulk was lost, or affinity does not raise the hit ratio; measure.py says what else. Prints the figures.
 #
-#   tests/scaling/run.sh target/debug/blip-server         the short form: all proxies at the same time, in under two minutes
+#   tests/scaling/run.sh target/debug/blip-server         the short form: all proxies at the same time, two minutes
 #   tests/scaling/run.sh target/release/blip-server --crash --json scaling.json      one after the other, as measure.py does
 #   tests/scaling/run.sh --ray target/debug/blip-server   deploy/examples/bulk_ray.py with two replicas
 #

@@ -1,4 +1,5 @@
-"""Runs the programs in docs/clients.md and docs/search.md against a running server, and compares what they print with the text below them.
+"""Runs the programs in docs/clients.md, docs/search.md and docs/scaling.md against a running server, and compares what they
+print with the text below them.
 
     python snippets.py http://127.0.0.1:8080 PICTURE
 
@@ -33,7 +34,7 @@ from urllib.parse import urlsplit
 SERVER = sys.argv[1].rstrip("/")
 PICTURE = Path(sys.argv[2]).resolve()
 CHECKOUT = PICTURE.parents[2]
-PAGES = ["docs/clients.md", "docs/search.md"]
+PAGES = ["docs/clients.md", "docs/search.md", "docs/scaling.md"]
 
 # Seconds for one program. Only the first build of the Rust program takes long.
 TIMEOUT = 60

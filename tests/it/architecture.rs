@@ -341,6 +341,28 @@ fn no_picture_format_imports_another() {
     import_downwards("input/formats", &formats);
 }
 
+/// The packages of OpenTelemetry, which may change with each of their versions.
+const OPENTELEMETRY: [&str; 5] = [
+    "opentelemetry",
+    "opentelemetry_http",
+    "opentelemetry_otlp",
+    "opentelemetry_proto",
+    "opentelemetry_sdk",
+];
+
+#[test]
+fn only_the_folder_of_traces_sees_opentelemetry() {
+    let mut seen = BTreeSet::new();
+    for file in files_of("") {
+        let code = code_of(&std::fs::read_to_string(&file).unwrap());
+        let folder = file.parent().unwrap().strip_prefix(source()).unwrap();
+        if OPENTELEMETRY.iter().any(|package| names_package(&code, package)) {
+            seen.insert(folder.to_path_buf());
+        }
+    }
+    assert_eq!(seen, BTreeSet::from([PathBuf::from("telemetry/trace")]));
+}
+
 fn rank(order: &[&str], room: &str) -> Option<usize> {
     order.iter().position(|known| *known == room)
 }

@@ -213,7 +213,7 @@ metrics! {
         trace_spans_exported_total: IntCounter,
         /// Spans of traces that could not be sent to the collector, or that it rejected.
         trace_spans_failed_total: IntCounter,
-        /// Spans of traces that were not sent, by reason (queue_full: the collector is too slow; request_limit: the request has too many; shutdown: they ended too late).
+        /// Spans of traces that were not sent, by reason: the queue was full, their request had too many, or they ended too late in a shutdown.
         trace_spans_dropped_total: IntCounterVec ["reason"],
         /// 1 while the server is ready, else 0.
         ready: IntGauge,

@@ -131,16 +131,12 @@ fn begin(
     parent: Option<TraceParent>,
     context: &RequestContext,
 ) -> ServerSpan {
-    let mut fields = headers.get_all(TRACESTATE).iter().filter_map(|field| field.to_str().ok());
+    let fields = headers.get_all(TRACESTATE).iter().filter_map(|field| field.to_str().ok());
+    let fields: Vec<&str> = fields.collect();
     // Several fields are one list.
-    let state = match (fields.next(), fields.next()) {
-        (Some(first), Some(second)) => {
-            let rest = fields.map(|field| format!(",{field}")).collect::<String>();
-            Some(Cow::Owned(format!("{first},{second}{rest}")))
-        }
-        (first, _) => first.map(Cow::Borrowed),
-    };
-    tracer.begin(Incoming { parent, state: state.as_deref(), arrived: context.arrived })
+    let joined = (fields.len() > 1).then(|| fields.join(","));
+    let state = joined.as_deref().or(fields.first().copied());
+    tracer.begin(Incoming { parent, state, arrived: context.arrived })
 }
 
 fn attributes(head: &Head, ended: &Ended<'_>, notes: &Notes) -> Vec<Attribute> {

@@ -1,10 +1,9 @@
 //! The trace context of a request: its ids and flags, and the header fields that carry them.
 //!
 //! `traceparent` and `tracestate` are those of W3C Trace Context (Recommendation, Level 1, and the flag for random ids of
-//! Level 2). `traceresponse` is the response field of the editor's draft of the same group, "Trace Context HTTP Response
-//! Headers Format" (`spec/21-http_response_header_format.md` of the repository w3c/trace-context): it is not part of a
-//! published level, but its form has been stable since 2021: `00-<trace-id>-<child-id>-<flags>`, where the child id is
-//! that of the server's span.
+//! Level 2). `traceresponse` is the response field of an editor's draft of the same group, "Trace Context HTTP Response
+//! Headers Format" (repository w3c/trace-context), which is no recommendation. Its form is
+//! `00-<trace-id>-<child-id>-<flags>`, where the child id is that of the server's span.
 
 use std::fmt;
 

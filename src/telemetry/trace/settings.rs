@@ -206,14 +206,14 @@ impl Section for TraceSettings {
         }
         let (queue, batch) = (self.max_queue_spans, self.max_batch_spans);
         let is_accepted = (1..=MAX_QUEUE).contains(&queue);
-        require(is_accepted, "max_queue_spans", queue, "1 to 1000000")?;
+        require(is_accepted, "max_queue_spans", queue, "1 to 100000")?;
         let accepted = "at least 1 and at most max_queue_spans";
         require((1..=queue).contains(&batch), "max_batch_spans", batch, accepted)
     }
 }
 
-/// Maximum of `max_queue_spans`: about half a gigabyte of spans.
-const MAX_QUEUE: usize = 1_000_000;
+/// Maximum of `max_queue_spans`: some fifty megabytes of spans, if each has 500 bytes.
+const MAX_QUEUE: usize = 100_000;
 
 impl TraceEndpoint {
     pub(super) fn as_str(&self) -> &str {
@@ -369,7 +369,7 @@ mod tests {
             "localhost:4318/v1/traces",
             "http://localhost:4318",
             "grpc://localhost:4317/",
-            "http:///v1/traces",
+            "http://:4318/v1/traces",
             "http://user:secret@localhost/v1/traces",
             "http://localhost/v1/traces#x",
         ] {

@@ -102,7 +102,7 @@ fn bad_values_stop_the_start_with_their_name() {
         ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/there/is/nothing.pem", "PEM file"),
         ("OTEL_TRACES_SAMPLER", "jaeger_remote", "parentbased_traceidratio"),
         ("OTEL_PROPAGATORS", "b3", "tracecontext"),
-        ("OTEL_BSP_MAX_QUEUE_SIZE", "0", "1 to 1000000"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "0", "1 to 100000"),
         ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4096", "at most max_queue_spans"),
         ("OTEL_SDK_DISABLED", "yes", "true or false"),
         ("OTEL_TRACES_EXPORTER", "zipkin", "otlp or none"),

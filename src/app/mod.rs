@@ -39,6 +39,7 @@ use crate::http::{self, Drained, HttpState, Listener, Services};
 use crate::images::{Images, ImagesSettings};
 use crate::platform;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::trace::Tracer;
 use compute::Compute;
 pub use local::LocalService;
 pub use mock::MockSettings;
@@ -77,10 +78,11 @@ impl App {
     /// Assembles the parts that need no model. This is cheap: it reads no file and binds no port.
     ///
     /// # Errors
-    /// When the metrics cannot be registered.
+    /// When the metrics cannot be registered, or the exporter of traces cannot be started.
     pub fn build(config: Config) -> anyhow::Result<Self> {
         let metrics = Arc::new(Metrics::try_new().context("cannot register the metrics")?);
-        let state = HttpState::new(config.http.clone(), Arc::clone(&metrics));
+        let tracer = Tracer::start(&config.tracing, &metrics, platform::now)?;
+        let state = HttpState::with_tracer(config.http.clone(), Arc::clone(&metrics), tracer);
         Ok(Self {
             config,
             metrics,
@@ -141,8 +143,13 @@ impl App {
             }
             None => None,
         };
+        let tracer = self.state.tracer().cloned();
         let served = self.serve_public(listener.into(), shutdown).await;
         closing.cancel();
+        if let Some(tracer) = tracer {
+            // All responses have been sent. An error only means that a thread could not be created.
+            let _ = tokio::task::spawn_blocking(move || tracer.shut_down()).await;
+        }
         if let Some(operations) = operations {
             operations.await.context("serving the operations listener failed")?;
         }

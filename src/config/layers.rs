@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use figment::providers::Serialized;
-use figment::value::{Dict, Map, Value};
+use figment::value::{Dict, Map, Num, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 
 use super::ConfigError;
@@ -322,6 +322,9 @@ fn as_written(value: &Value) -> String {
 /// Parses text as a value of the same type as `like`. The error describes the accepted values.
 fn read_as(text: &str, like: &Value) -> Result<Value, String> {
     match like {
+        Value::Num(_, Num::F64(_)) => {
+            text.parse::<f64>().map(Value::from).map_err(|_| "a number".to_owned())
+        }
         Value::Num(..) => match text.parse::<u64>() {
             Ok(number) if i64::try_from(number).is_ok() => Ok(Value::from(number)),
             // A settings file cannot have a larger number, and `print-config` writes a settings file.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::layers::Layers;
-use super::{Config, ConfigError, validate};
+use super::{Config, ConfigError, otel_variables, validate};
 
 /// The environment variables as a value, so that tests can pass their own.
 pub type Environment = BTreeMap<String, String>;
@@ -60,7 +60,8 @@ pub fn load(flags: &Flags, environment: &Environment) -> Result<Config, ConfigEr
     add_environment(&mut layers, environment)?;
     add_flags(&mut layers, flags)?;
     layers.check_names()?;
-    let warnings = misspelt(&layers, environment);
+    let mut warnings = misspelt(&layers, environment);
+    warnings.extend(otel_variables::warnings(environment));
     complete_hub(&mut layers, environment);
     validate::validate(&layers, warnings)
 }
@@ -94,6 +95,7 @@ fn add_environment(layers: &mut Layers, environment: &Environment) -> Result<(),
         };
         layers.add_text(path, text, variable)?;
     }
+    otel_variables::add(layers, environment)?;
     for (variable, text) in environment {
         let Some(name) = variable.strip_prefix("BLIP__") else { continue };
         let path = name.to_ascii_lowercase().replace("__", ".");

@@ -10,6 +10,7 @@
 //! - `compute`, `server`, `models`: the settings that belong to no other folder.
 //! - `layers`: merges the layers, remembers origins, and fills the settings types.
 //! - `load`: the only reader of the environment; tests pass a map.
+//! - `otel_variables`: the standard variables `OTEL_*`, as settings of `[tracing]`.
 //! - `validate`: builds [`Config`], and checks the rules across folders.
 //!
 //! Only `app`, `cli` and `main` import this folder; every other folder receives its own settings.
@@ -19,6 +20,7 @@ mod error;
 mod layers;
 mod load;
 mod models;
+mod otel_variables;
 mod sections;
 mod server;
 mod validate;
@@ -37,6 +39,7 @@ use crate::http::HttpSettings;
 use crate::hub::{HubSettings, ModelSource};
 use crate::images::ImagesSettings;
 use crate::telemetry::logging::LoggingSettings;
+use crate::telemetry::trace::TraceSettings;
 
 /// The validated configuration of the whole process.
 #[derive(Debug, Clone)]
@@ -62,6 +65,8 @@ pub struct Config {
     pub hub: HubSettings,
     /// Format and filter of the log.
     pub log: LoggingSettings,
+    /// Whether and where traces are exported.
+    pub tracing: TraceSettings,
     /// Times of the graceful shutdown.
     pub drain: DrainSettings,
     /// Warnings for the user, about variables that look like settings but have no effect.

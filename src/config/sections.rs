@@ -18,6 +18,7 @@ use crate::images::ImagesSettings;
 use crate::input::InputSettings;
 use crate::settings::Section;
 use crate::telemetry::logging::LoggingSettings;
+use crate::telemetry::trace::TraceSettings;
 
 /// Text that is shown instead of a secret.
 pub(super) const HIDDEN: &str = "(hidden)";
@@ -75,6 +76,7 @@ impl Default for RawConfig {
         raw.add::<Retry>();
         raw.add::<LoggingSettings>();
         raw.add::<AccessLogSettings>();
+        raw.add::<TraceSettings>();
         raw
     }
 }

@@ -11,6 +11,7 @@ use crate::http::{
     AuthSettings, ConnectionSettings, HttpSettings, RateLimitSettings, Tls, TlsSettings,
 };
 use crate::hub::HubSettings;
+use crate::telemetry::trace::TraceSettings;
 
 /// Lower bound of `engine.worker_hang_limit_ms`: an idle worker sends a heartbeat only every second, so with a lower
 /// limit an idle worker could be mistaken for a hung one.
@@ -48,6 +49,7 @@ pub(super) fn validate(layers: &Layers, warnings: Vec<String>) -> Result<Config,
         fetch: layers.read()?,
         hub: HubSettings { retry: layers.read()?, ..layers.read()? },
         log: layers.read()?,
+        tracing: tracing(layers)?,
         drain,
         warnings,
         raw: raw.without_secrets(),
@@ -96,6 +98,16 @@ fn tls(layers: &Layers) -> Result<Option<TlsSettings>, ConfigError> {
         layers.invalid(&format!("server.{}", error.setting), accepted)
     })?;
     Ok(Some(settings))
+}
+
+/// Reads the settings of traces, and the file of certificates to check it.
+fn tracing(layers: &Layers) -> Result<TraceSettings, ConfigError> {
+    let settings: TraceSettings = layers.read()?;
+    settings.load_certificates().map_err(|problem| {
+        let accepted = format!("a PEM file of certificates, or nothing; {problem}");
+        layers.invalid("tracing.certificate", accepted)
+    })?;
+    Ok(settings)
 }
 
 /// Checks [`PAIRS`]. A value that is not a number is reported when its section is read.

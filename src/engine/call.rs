@@ -15,7 +15,7 @@ use super::worker::{Message, Submission};
 use super::worker_handle::WorkerHandle;
 use super::{EngineError, EngineHandle};
 use crate::fairness::CallId;
-use crate::task::{ModelId, Task, TaskOutput, TaskTiming, TokenLogprob};
+use crate::task::{ModelId, Task, TaskOutput, TaskRun, TokenLogprob};
 
 /// Number of tokens by which a stream's reader may lag behind. If it lags further, its task is cancelled. Equals the
 /// default limit on `max_new_tokens`, so with that limit no reader can lag too far.
@@ -42,13 +42,13 @@ pub struct ReservationGuard {
     _reservation: CallReservation,
 }
 
-/// A task's answer with its timing.
+/// A task's answer, and when the worker worked on it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answered {
     /// The answer. Its variant matches the task's.
     pub output: TaskOutput,
-    /// How long the task waited, and how long its work took.
-    pub timing: TaskTiming,
+    /// When the task waited, and when its work units ran.
+    pub run: TaskRun,
 }
 
 /// The pending answer of one task: a future that resolves exactly once. Dropping it cancels the task, for example when

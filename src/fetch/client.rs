@@ -41,11 +41,13 @@ struct FetcherInner {
     metrics: Arc<Metrics>,
 }
 
-/// A fetched file and the time that the fetch took.
+/// A fetched file, and when and how long it was fetched.
 #[derive(Debug, Clone)]
 pub struct Fetched {
     /// The file's bytes. The fetch's permit is released when the last clone of these bytes is dropped.
     pub bytes: Bytes,
+    /// When the first hop began, after the wait for a permit.
+    pub began: Instant,
     /// Time from the first hop to the last byte, excluding the wait for a permit.
     pub took: Duration,
 }
@@ -171,7 +173,7 @@ impl Fetcher {
         match result {
             Ok(bytes) => {
                 let bytes = Bytes::from_owner(BytesWithPermit { bytes, _permit: permit });
-                Ok(Fetched { bytes, took })
+                Ok(Fetched { bytes, began, took })
             }
             Err(Failure::Timeout) if Instant::now() >= deadline => {
                 Err(FetchError::DeadlineExceeded)

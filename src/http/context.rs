@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::error::Code;
 use crate::platform;
 use crate::task::{ImageInfo, Scope, TaskTiming};
+use crate::telemetry::trace::Spans;
 
 /// Context of a request, stored in the request's extensions. Clones share the notes.
 #[derive(Debug, Clone)]
@@ -18,6 +19,9 @@ pub(crate) struct RequestContext {
     pub(crate) id: Arc<str>,
     /// Time at which the request head had been read completely.
     pub(crate) arrived: Instant,
+    /// Where the spans of this request, or of one part of it, are recorded. Clones that [`below`](Self::below) creates
+    /// have another place.
+    pub(crate) spans: Spans,
     notes: Arc<Mutex<Notes>>,
 }
 
@@ -144,6 +148,8 @@ pub(crate) struct KeyOwner {
 pub(crate) struct Notes {
     /// Owner of the API key; `None` if the server has no keys or the request needed none.
     pub(crate) owner: Option<KeyOwner>,
+    /// Name of the task, such as `caption`.
+    pub(crate) task_name: Option<&'static str>,
     /// Name of the model that answers the request.
     pub(crate) model: Option<String>,
     /// Number of bytes of the body that have been read.
@@ -171,7 +177,12 @@ pub(crate) struct Notes {
 impl RequestContext {
     /// Creates the context of a request that arrives now.
     pub(crate) fn new(id: Arc<str>) -> Self {
-        Self { id, arrived: platform::now(), notes: Arc::default() }
+        Self { id, arrived: platform::now(), spans: Spans::default(), notes: Arc::default() }
+    }
+
+    /// Returns a clone whose spans are recorded at this place.
+    pub(crate) fn below(&self, spans: Spans) -> Self {
+        Self { spans, ..self.clone() }
     }
 
     /// Changes the notes in place.

@@ -41,7 +41,7 @@ pub use settings::ImagesSettings;
 
 use crate::task::{ImageId, PreparedImage, Preprocessing, Scope};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Identity of a decode, for the cache and single flight. Equal keys share one result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -51,10 +51,11 @@ struct Key {
     preprocessing: Preprocessing,
 }
 
-/// A prepared image and the time that its decoding and resizing took.
+/// A prepared image, and when and how long it was decoded and resized.
 #[derive(Debug, Clone)]
 struct Prepared {
     image: PreparedImage,
+    began: Instant,
     decode: Duration,
     preprocess: Duration,
 }

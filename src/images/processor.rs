@@ -121,7 +121,7 @@ impl FileProcessor {
 
         let info = ImageInfo { id, width, height, format };
         let image = PreparedImage { info, scope, preprocessing, pixels };
-        Ok(Prepared { image, decode, preprocess })
+        Ok(Prepared { image, began: decoding, decode, preprocess })
     }
 }
 

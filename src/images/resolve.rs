@@ -18,7 +18,7 @@ use bytes::Bytes;
 use std::io;
 use std::num::NonZeroU64;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// Maximum size in bytes of a file that is hashed on the caller's thread. Without SHA instructions, hashing 64 KiB
@@ -42,6 +42,9 @@ pub enum ImageSource {
 pub struct Resolved {
     /// The image with its prepared pixels.
     pub image: PreparedImage,
+    /// When the decoding began, after the wait for a thread and for memory; `None` if the image was cached. It may be
+    /// earlier than the request, which then shares the work of another.
+    pub began: Option<Instant>,
     /// Duration of decoding, excluding the wait for a thread or for memory; zero if the image was cached.
     pub decode: Duration,
     /// Duration of resizing; zero if the image was cached.
@@ -261,12 +264,18 @@ impl std::fmt::Debug for Images {
 
 impl Resolved {
     fn cached(image: PreparedImage) -> Self {
-        Self { image, decode: Duration::ZERO, preprocess: Duration::ZERO, cached: true }
+        Self {
+            image,
+            began: None,
+            decode: Duration::ZERO,
+            preprocess: Duration::ZERO,
+            cached: true,
+        }
     }
 
     fn fresh(prepared: super::Prepared) -> Self {
-        let super::Prepared { image, decode, preprocess } = prepared;
-        Self { image, decode, preprocess, cached: false }
+        let super::Prepared { image, began, decode, preprocess } = prepared;
+        Self { image, began: Some(began), decode, preprocess, cached: false }
     }
 }
 

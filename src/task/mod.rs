@@ -12,6 +12,7 @@ mod scored;
 mod shape;
 mod stop_strings;
 mod text;
+mod timing;
 
 pub use embedding::{Embedding, ZeroNorm};
 pub use generation::{
@@ -31,9 +32,9 @@ pub use scored::{MatchLogits, ScoredText};
 pub use shape::TaskShape;
 pub use stop_strings::{StopStrings, TokenTexts};
 pub use text::TokenIds;
+pub use timing::{StageRun, TaskRun, TaskTiming};
 
 use std::sync::Arc;
-use std::time::Duration;
 
 /// A piece of inference that a client requests: a single call, or one item of a batch call.
 #[derive(Debug, Clone)]
@@ -223,15 +224,4 @@ pub struct SimilarityCell {
     pub cosine: Option<f32>,
     /// `exp(logit_scale) * cosine`, for models that have a logit scale.
     pub logit: Option<f32>,
-}
-
-/// How long an answered task waited and how long its work took, as measured by the worker.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct TaskTiming {
-    /// Time from submission to the start of the task's first work unit.
-    pub queue: Duration,
-    /// Total time of the vision batches that the task took part in; zero if its features were cached.
-    pub vision: Duration,
-    /// Total time of the text units that the task took part in.
-    pub text: Duration,
 }

@@ -213,6 +213,12 @@ metrics! {
         cache_bytes: IntGaugeVec ["cache"],
         /// Cache entries evicted, by cache.
         cache_evictions_total: IntCounterVec ["cache"],
+        /// Spans of traces that the collector has taken.
+        trace_spans_exported_total: IntCounter,
+        /// Spans of traces that could not be sent to the collector, or that it rejected.
+        trace_spans_failed_total: IntCounter,
+        /// Spans of traces that were not sent, by reason: the queue was full, their request had too many, or they ended too late in a shutdown.
+        trace_spans_dropped_total: IntCounterVec ["reason"],
         /// 1 while the server is ready, else 0.
         ready: IntGauge,
         /// 1 during graceful shutdown, else 0.
@@ -276,6 +282,9 @@ impl Metrics {
         }
         for connection in ["idle", "newcomer"] {
             self.http_connections_shed_total.with_label_values(&[connection]);
+        }
+        for reason in ["queue_full", "request_limit", "shutdown"] {
+            self.trace_spans_dropped_total.with_label_values(&[reason]);
         }
         for files in ["keys", "certificate"] {
             for result in ["ok", "failed"] {

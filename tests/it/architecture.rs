@@ -341,6 +341,28 @@ fn no_picture_format_imports_another() {
     import_downwards("input/formats", &formats);
 }
 
+/// The packages of OpenTelemetry, which may change with each of their versions.
+const OPENTELEMETRY: [&str; 5] = [
+    "opentelemetry",
+    "opentelemetry_http",
+    "opentelemetry_otlp",
+    "opentelemetry_proto",
+    "opentelemetry_sdk",
+];
+
+#[test]
+fn only_the_folder_of_traces_sees_opentelemetry() {
+    let mut seen = BTreeSet::new();
+    for file in files_of("") {
+        let code = code_of(&std::fs::read_to_string(&file).unwrap());
+        let folder = file.parent().unwrap().strip_prefix(source()).unwrap();
+        if OPENTELEMETRY.iter().any(|package| names_package(&code, package)) {
+            seen.insert(folder.to_path_buf());
+        }
+    }
+    assert_eq!(seen, BTreeSet::from([PathBuf::from("telemetry/trace")]));
+}
+
 fn rank(order: &[&str], room: &str) -> Option<usize> {
     order.iter().position(|known| *known == room)
 }
@@ -551,12 +573,15 @@ fn files_where(is_wanted: impl Fn(&str) -> bool) -> Vec<String> {
 }
 
 /// Deadlines, waits and lifetimes are measured on the monotonic clock: a wall clock that is set forward or back in the
-/// middle of a request changes nothing. Only metrics and the answers of other APIs use wall-clock time, and only one file
-/// each reads it.
+/// middle of a request changes nothing. Only metrics, the answers of other APIs and exported traces use wall-clock time,
+/// and only one file each reads it.
 #[test]
-fn wall_time_is_for_metrics_and_other_apis_alone() {
-    let files = files_where(|code| code.contains("SystemTime::now"));
-    assert_eq!(files, ["engine/heartbeat.rs", "http/routes/compatible/now.rs"]);
+fn wall_time_is_for_metrics_traces_and_other_apis_alone() {
+    let mut files = files_where(|code| code.contains("SystemTime::now"));
+    files.sort();
+    let readers =
+        ["engine/heartbeat.rs", "http/routes/compatible/now.rs", "telemetry/trace/tracer.rs"];
+    assert_eq!(files, readers);
 }
 
 /// The lifecycle is the state, and these gauges only show it. A second writer could make them disagree.

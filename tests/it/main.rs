@@ -26,4 +26,5 @@ mod second_attack;
 mod support;
 mod tensorflow;
 mod torch;
+mod tracing;
 mod workflows;

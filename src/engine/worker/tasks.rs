@@ -2,7 +2,7 @@
 //! outcome yet.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -10,7 +10,7 @@ use crate::engine::admission::TaskReservation;
 use crate::engine::ids::FeatureKey;
 use crate::engine::plan::Plan;
 use crate::engine::{Answered, EngineError};
-use crate::task::{ModelId, Task, TaskTiming, TokenLogprob};
+use crate::task::{ModelId, Task, TaskRun, TokenLogprob};
 
 /// The result of a task: its answer or an error.
 pub(crate) type Outcome = Result<Answered, EngineError>;
@@ -33,10 +33,8 @@ pub(super) struct ActiveTask {
     pub(super) model: ModelId,
     pub(super) plan: Plan,
     pub(super) admitted: Instant,
-    pub(super) submitted: Instant,
-    /// Whether a unit has run for the task.
-    pub(super) started: bool,
-    pub(super) timing: TaskTiming,
+    /// When the task was submitted, and which units have run for it.
+    pub(super) run: TaskRun,
     pub(super) reservation: TaskReservation,
     pub(super) reply: oneshot::Sender<Outcome>,
     pub(super) stream: Option<mpsc::Sender<TokenLogprob>>,
@@ -47,22 +45,6 @@ pub(super) struct ActiveTask {
 }
 
 impl ActiveTask {
-    /// Records the task's queue time when its first unit begins.
-    pub(super) fn start(&mut self, now: Instant) {
-        if !self.started {
-            self.started = true;
-            self.timing.queue = now.saturating_duration_since(self.submitted);
-        }
-    }
-
-    pub(super) fn add_vision_time(&mut self, elapsed: Duration) {
-        self.timing.vision = self.timing.vision.saturating_add(elapsed);
-    }
-
-    pub(super) fn add_text_time(&mut self, elapsed: Duration) {
-        self.timing.text = self.timing.text.saturating_add(elapsed);
-    }
-
     /// Records that a row or group that attended to `image` has ended. Returns true if it was the last such row or
     /// group, so that the image is no longer pinned for this task.
     pub(super) fn release(&mut self, image: FeatureKey) -> bool {

@@ -21,7 +21,7 @@ use crate::engine::scheduler::{Decision, GroupEntry, RowEntry, Scheduler, TaskTr
 use crate::engine::shared::Shared;
 use crate::engine::{Answered, EngineError, WarmUpError};
 use crate::faults;
-use crate::task::{Caption, DecodeMode, ModelId, ModelInfo, Task, TaskTiming};
+use crate::task::{Caption, DecodeMode, ModelId, ModelInfo, Task, TaskRun};
 
 /// What the worker's thread does after a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,9 +119,7 @@ impl<B: Backend> Worker<B> {
             model,
             plan,
             admitted,
-            submitted,
-            started: false,
-            timing: TaskTiming::default(),
+            run: TaskRun::new(submitted),
             reservation,
             reply,
             stream,
@@ -298,11 +296,11 @@ impl<B: Backend> Worker<B> {
             && let Some(active) = self.remove(task)
         {
             let now = self.now();
-            let ActiveTask { plan, timing, reservation, submitted, reply, .. } = active;
-            reservation.record_answered(now.saturating_duration_since(submitted));
+            let ActiveTask { plan, run, reservation, reply, .. } = active;
+            reservation.record_answered(now.saturating_duration_since(run.submitted));
             drop(reservation);
             let outcome = match plan.into_output() {
-                Ok(output) => Ok(Answered { output, timing }),
+                Ok(output) => Ok(Answered { output, run }),
                 Err(error) => Err(error.into()),
             };
             self.meter.outcome(outcome.as_ref().err());
@@ -351,8 +349,8 @@ impl<B: Backend> Worker<B> {
 
     fn publish(&mut self) {
         let now = self.shared.clock.now();
-        let waiting = self.tasks.values().filter(|active| !active.started);
-        let oldest = waiting.map(|active| active.submitted).min();
+        let waiting = self.tasks.values().filter(|active| active.run.started.is_none());
+        let oldest = waiting.map(|active| active.run.submitted).min();
         let age = oldest.map(|submitted| now.saturating_duration_since(submitted));
         self.meter.queue(self.scheduler.depth(), age);
         self.meter.features(self.features.bytes(), self.features.evictions());

@@ -15,7 +15,15 @@ use crate::engine::backend::{Backend, SinglePassRow, StepEvent};
 use crate::engine::ids::{FeatureKey, ItemId, TaskId};
 use crate::engine::plan::PlanError;
 use crate::engine::scheduler::{Unit, UnitWork};
-use crate::task::{ModelId, Pixels, TowerId, VisionOutput};
+use crate::task::{ModelId, Pixels, StageRun, TowerId, VisionOutput};
+
+/// When a unit ran, and the number of its images or rows.
+#[derive(Debug, Clone, Copy)]
+struct Batch {
+    began: Instant,
+    ended: Instant,
+    size: usize,
+}
 
 impl<B: Backend> Worker<B> {
     /// Runs a unit and distributes its results to the tasks.
@@ -53,6 +61,7 @@ impl<B: Backend> Worker<B> {
             });
         let elapsed = self.record(work, start, faults == 0);
         let now = self.now();
+        let batch = Batch { began: start, ended: start + elapsed, size: flights.len() };
         let tower = output.tower;
         let bytes = self.backend.feature_bytes(tower);
         let encoded = results.iter().filter(|result| result.is_ok()).count();
@@ -63,7 +72,7 @@ impl<B: Backend> Worker<B> {
             match result {
                 Ok(states) => {
                     let waiters = self.features.complete(key, states.clone(), bytes, now);
-                    self.participated(&waiters, &mut participated, start, elapsed);
+                    self.participated(&waiters, &mut participated, batch);
                     for task in waiters {
                         self.image_ready(task, key, &states, now);
                         self.complete_task(task);
@@ -80,19 +89,13 @@ impl<B: Backend> Worker<B> {
 
     /// Adds the time of a vision batch to each task that waited for one of its images. `known` holds the tasks to which
     /// the time has already been added, so that the time counts only once for a task with several images.
-    fn participated(
-        &mut self,
-        waiters: &[TaskId],
-        known: &mut BTreeSet<TaskId>,
-        start: Instant,
-        elapsed: Duration,
-    ) {
+    fn participated(&mut self, waiters: &[TaskId], known: &mut BTreeSet<TaskId>, batch: Batch) {
         for &task in waiters {
             if known.insert(task)
                 && let Some(active) = self.tasks.get_mut(&task)
             {
-                active.start(start);
-                active.add_vision_time(elapsed);
+                active.run.start(batch.began);
+                StageRun::add(&mut active.run.vision, (batch.began, batch.ended), batch.size);
             }
         }
     }
@@ -120,7 +123,10 @@ impl<B: Backend> Worker<B> {
             });
         let elapsed = self.record(work, start, faults == 0);
         let now = self.now();
-        self.book_text_time(&tasks, elapsed);
+        self.book_text_time(
+            &tasks,
+            Batch { began: start, ended: start + elapsed, size: rows.len() },
+        );
         self.meter.single_pass_done(model, rows.len(), tokens, elapsed);
         let tokens_per_row = tokens / rows.len().max(1) as f64;
         self.suspect_backend(model, &results);
@@ -176,7 +182,7 @@ impl<B: Backend> Worker<B> {
             });
         let elapsed = self.record(work, start, faults == 0);
         let now = self.now();
-        self.book_text_time(&tasks, elapsed);
+        self.book_text_time(&tasks, Batch { began: start, ended: start + elapsed, size: mix.rows });
         self.meter.stepped(model, &mix, elapsed);
         self.suspect_backend(model, &results);
         let per_row = tokens / mix.rows.max(1) as f64;
@@ -285,15 +291,15 @@ impl<B: Backend> Worker<B> {
     fn start_tasks(&mut self, tasks: &BTreeSet<TaskId>, now: Instant) {
         for task in tasks {
             if let Some(active) = self.tasks.get_mut(task) {
-                active.start(now);
+                active.run.start(now);
             }
         }
     }
 
-    fn book_text_time(&mut self, tasks: &BTreeSet<TaskId>, elapsed: Duration) {
+    fn book_text_time(&mut self, tasks: &BTreeSet<TaskId>, batch: Batch) {
         for task in tasks {
             if let Some(active) = self.tasks.get_mut(task) {
-                active.add_text_time(elapsed);
+                StageRun::add(&mut active.run.text, (batch.began, batch.ended), batch.size);
             }
         }
     }

@@ -85,8 +85,11 @@ pub(crate) async fn read_any_type(
     let head = Head::check_any_type(&parts, settings)?;
     let client = state.access().client_id(&parts.extensions, context);
     let admission = services.engine.admit(client, head.declared_bytes.unwrap_or(0), deadline)?;
+    let span = context.spans.open("read");
     let mut reader = BodyReader::new(body, &head, settings, context, (deadline, admission));
-    let bytes = reader.read_all().await?;
+    let bytes = reader.read_all().await;
+    span.end(bytes.as_ref().err().map(|error| error.code.name()));
+    let bytes = bytes?;
     Ok(AdmittedBody { bytes, admission: reader.into_admission() })
 }
 
@@ -136,15 +139,24 @@ pub(crate) async fn read<R: Request>(
         admission.reserve(1, 1)?;
         admission.reserve_bytes(declared_bytes)?;
     }
+    // Some bodies are parsed while they are read.
+    let span = context.spans.open("read");
     let mut reader = BodyReader::new(body, &head, settings, context, (deadline, admission));
     reader.is_reserved = is_handed;
-    let request = match &head.encoding {
-        Encoding::Json { only_ascii } => {
-            json::parse_body(reader.read_all().await?, *only_ascii).await
+    let parse = async {
+        match &head.encoding {
+            Encoding::Json { only_ascii } => {
+                json::parse_body(reader.read_all().await?, *only_ascii).await
+            }
+            Encoding::Multipart { boundary } => {
+                multipart::parse(boundary, &mut reader, settings).await
+            }
+            Encoding::Raw => raw::parse(parts.uri.query(), reader.read_all().await?, settings),
         }
-        Encoding::Multipart { boundary } => multipart::parse(boundary, &mut reader, settings).await,
-        Encoding::Raw => raw::parse(parts.uri.query(), reader.read_all().await?, settings),
-    }?;
+    };
+    let request = parse.await;
+    span.end(request.as_ref().err().map(|error: &ApiError| error.code.name()));
+    let request = request?;
     Ok(AdmittedRequest { request, admission: reader.into_admission() })
 }
 

@@ -11,6 +11,7 @@ use std::time::Instant;
 use super::arity::ImageArity;
 use super::endpoint::{AnswerParts, EachImage, Endpoint, FirstOutput, typed};
 use super::image_args::SharedImageFuture;
+use super::task_spans;
 use crate::engine::{Admission, EngineHandle, ReservationGuard};
 use crate::http::context::RequestContext;
 use crate::http::error::ApiError;
@@ -20,6 +21,7 @@ use crate::mutations::{self, Mutation};
 use crate::platform;
 use crate::task::{Task, TaskOutput};
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::trace::{OpenSpan, Spans};
 
 /// Runs one part of a call, such as reading the body or waiting for the worker. Stops it at the deadline, or as soon as
 /// the engine can no longer answer any call.
@@ -50,7 +52,7 @@ pub(crate) struct Call {
     /// The capacity reserved for the whole call.
     pub(crate) admission: Admission,
     pub(super) engine: EngineHandle,
-    pub(super) context: RequestContext,
+    pub(crate) context: RequestContext,
     pub(super) metrics: Arc<Metrics>,
     /// True if bytes are reserved for the answer.
     pub(super) is_large: bool,
@@ -63,6 +65,8 @@ pub(crate) struct PreparedInput<E: Endpoint> {
     pub(crate) images: EachImage<E, SharedImageFuture>,
     /// The images for the model of the second task, if that model prepares images differently.
     pub(crate) second_images: Option<EachImage<E, SharedImageFuture>>,
+    /// Position of the input in a call with several inputs; `None` if it is the only one.
+    pub(crate) index: Option<usize>,
 }
 
 /// An input that is ready to run, or the error with which it has already failed.
@@ -94,13 +98,28 @@ impl Call {
         &self,
         input: InputResult<E>,
     ) -> Result<E::Answer, ApiError> {
-        let answer = self.until_deadline(self.answer(input)).await;
+        // Each of several inputs has a span of its own, so that its stages can be told from those of the others.
+        let index = input.as_ref().ok().and_then(|input| input.index);
+        let span = index.map(|index| {
+            let mut span = self.context.spans.open("input");
+            span.set("blip.input.index", || index.into());
+            span
+        });
+        let spans = span.as_ref().map_or_else(|| self.context.spans.clone(), OpenSpan::spans);
+        let answer = self.until_deadline(self.answer(input, &spans)).await;
+        if let Some(span) = span {
+            span.end(answer.as_ref().err().map(|error| error.code.name()));
+        }
         self.count::<E>(answer.as_ref().err());
         answer
     }
 
-    async fn answer<E: Endpoint>(&self, input: InputResult<E>) -> Result<E::Answer, ApiError> {
-        let PreparedInput { plan, tokens, images, second_images } = input?;
+    async fn answer<E: Endpoint>(
+        &self,
+        input: InputResult<E>,
+        spans: &Spans,
+    ) -> Result<E::Answer, ApiError> {
+        let PreparedInput { plan, tokens, images, second_images, .. } = input?;
         // Wait for all images before the first task: a fetched file holds a permit, and an image that cannot be prepared
         // must cost no work.
         let second_images = async {
@@ -111,7 +130,7 @@ impl Call {
         };
         let (images, second_images) = tokio::try_join!(E::Images::wait(images), second_images)?;
         let infos = E::Images::infos(&images);
-        let output = self.submit(&self.model, plan.task(&images, &tokens).into()).await?;
+        let output = self.submit(&self.model, plan.task(&images, &tokens).into(), spans).await?;
         let output = typed::<E>(output)?;
         self.context.note(|notes| notes.tokens += E::generated_tokens(&output));
         let first = FirstOutput {
@@ -122,7 +141,8 @@ impl Call {
         };
         let second = match plan.second_task(&first)? {
             Some(task) => {
-                Some(self.submit(plan.second_model().unwrap_or(&self.model), task).await?)
+                let model = plan.second_model().unwrap_or(&self.model);
+                Some(self.submit(model, task, spans).await?)
             }
             None => None,
         };
@@ -149,10 +169,18 @@ impl Call {
         self.is_large.then(|| self.admission.hold())
     }
 
-    /// Runs a task in the engine and notes its times.
-    async fn submit(&self, model: &Model, task: Task) -> Result<TaskOutput, ApiError> {
-        let answered = self.admission.submit(model.info.id, task).await?;
-        self.context.note(|notes| notes.add_task(answered.timing));
+    /// Runs a task in the engine, and notes its times.
+    async fn submit(
+        &self,
+        model: &Model,
+        task: Task,
+        spans: &Spans,
+    ) -> Result<TaskOutput, ApiError> {
+        let span = task_spans::begin(spans, model);
+        let answered = self.admission.submit(model.info.id, task).await.map_err(ApiError::from);
+        task_spans::end(span, (spans, model), &answered);
+        let answered = answered?;
+        self.context.note(|notes| notes.add_task(answered.run.timing()));
         Ok(answered.output)
     }
 

@@ -16,10 +16,11 @@ use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, Code, FieldError};
 use crate::http::extract::image_field::ImageField;
 use crate::http::state::Services;
-use crate::images::ImageSource;
+use crate::images::{ImageSource, Resolved};
 use crate::input::{ImageValue, InputSettings};
 use crate::mutations::{self, Mutation};
 use crate::task::{PreparedImage, Preprocessing};
+use crate::telemetry::trace::{OpenSpan, Value};
 
 /// Base64 of up to this many bytes in total is decoded on the async thread (about 50 us).
 const INLINE_BASE64: usize = 64 << 10;
@@ -219,7 +220,10 @@ impl ImageSet {
                                 fetched.map_err(|error| ApiError::from(error).at(&path.to_string()))
                             }
                         };
-                        let fetched = when_not_overloaded(is_bulk, fetch).await?;
+                        let mut span = context.spans.open("fetch");
+                        let fetched = when_not_overloaded(is_bulk, fetch).await;
+                        let fetched = or_failed(&mut span, fetched)?;
+                        span.end_after_wait("fetch.wait", (fetched.began, fetched.took));
                         context.note(|notes| notes.add_fetch(fetched.took));
                         // These bytes need no reservation: they hold a fetch permit, and the limit on permits bounds
                         // the total size.
@@ -306,11 +310,13 @@ fn prepare(
                 resolved.map_err(|error| ApiError::from(error).at(&path.to_string()))
             }
         };
+        let mut span = context.spans.open("decode");
         // A fetched file holds a permit, which others need.
         let resolve = when_not_overloaded(is_bulk && !is_url, resolve);
-        let resolved = tokio::time::timeout_at(deadline.into(), resolve)
-            .await
-            .map_err(|_| ApiError::deadline_exceeded())??;
+        let resolved = tokio::time::timeout_at(deadline.into(), resolve).await;
+        let resolved = resolved.unwrap_or_else(|_| Err(ApiError::deadline_exceeded()));
+        let resolved = or_failed(&mut span, resolved)?;
+        end_decode(span, &resolved);
         context.note(|notes| {
             notes.add_decode(resolved.decode + resolved.preprocess);
             notes.cached_images += usize::from(resolved.cached);
@@ -319,6 +325,21 @@ fn prepare(
         Ok(resolved.image)
     };
     prepare.boxed().shared()
+}
+
+/// Ends the span of an image that has been prepared. A cached image has none.
+fn end_decode(mut span: OpenSpan, resolved: &Resolved) {
+    let Some(began) = resolved.began else { return span.discard() };
+    let info = resolved.image.info;
+    span.set("blip.image.format", || Value::Name(info.format.name()));
+    span.set("blip.image.width", || Value::Count(info.width.into()));
+    span.set("blip.image.height", || Value::Count(info.height.into()));
+    span.end_after_wait("decode.wait", (began, resolved.decode + resolved.preprocess));
+}
+
+/// Returns `result`, and ends the span if it is an error.
+fn or_failed<T>(span: &mut OpenSpan, result: Result<T, ApiError>) -> Result<T, ApiError> {
+    result.inspect_err(|error| span.fail(error.code.name()))
 }
 
 /// Time after which work that may wait tries again for the first time, and the longest such time.

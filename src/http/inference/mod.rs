@@ -6,6 +6,7 @@
 //! - `explanation`: where in the image the model looked.
 //! - `image_args`: the images of a call. Each distinct image is fetched and decoded once.
 //! - `generation`: the generation parameters of an input, with the tokens of their words.
+//! - `task_spans`: what a trace shows of a task.
 //! - `text`: the texts of a call, tokenized within the model's limits.
 //! - `sequences`: how answers describe generated sequences, and checks on the model's output.
 
@@ -20,4 +21,5 @@ mod plans;
 pub(crate) mod reply;
 pub(crate) mod sequences;
 pub(crate) mod start;
+pub(crate) mod task_spans;
 pub(crate) mod text;

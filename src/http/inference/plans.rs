@@ -12,6 +12,7 @@ use crate::http::state::models::Model;
 use crate::platform;
 use crate::task::Preprocessing;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::trace::Spans;
 
 /// An input that has been validated. Its images are indices into the [`ImageSet`] of the call.
 pub(super) struct PlannedInput<E: Endpoint> {
@@ -127,7 +128,7 @@ pub(super) fn named(error: ApiError, index: usize, batch: bool) -> ApiError {
 pub(super) async fn tokenize_all<E: Endpoint>(
     plans: &[Result<PlannedInput<E>, ApiError>],
     model: &Model,
-    metrics: &Metrics,
+    (metrics, spans): (&Metrics, &Spans),
 ) -> Result<Vec<Result<E::Tokens, ApiError>>, ApiError> {
     let began = platform::now();
     let bytes: usize = plans.iter().flatten().map(|planned| planned.plan.text_bytes()).sum();
@@ -143,7 +144,9 @@ pub(super) async fn tokenize_all<E: Endpoint>(
         blocking::run("tokenizing", tokenize_all).await?
     };
     if bytes > 0 {
-        let seconds = platform::elapsed(began).as_secs_f64();
+        let ended = platform::now();
+        let seconds = ended.saturating_duration_since(began).as_secs_f64();
+        spans.record("tokenize", (began, ended), Vec::new);
         metrics.stage_duration_seconds.with_label_values(&["tokenize"]).observe(seconds);
     }
     for count in tokens.iter().flatten().flat_map(E::token_counts) {

@@ -214,6 +214,7 @@ impl<'a> Start<'a> {
         let name = name.as_ref().map(|name| &*name.0);
         let model = services.models.pick(E::MODELS, name)?.clone();
         context.note(|notes| {
+            notes.task_name = Some(E::TASK);
             notes.model = Some(model.info.name.clone());
             notes.inputs += inputs.list.len();
         });
@@ -223,7 +224,7 @@ impl<'a> Start<'a> {
         let needs = self.needs(&plans, &images, &model)?;
         let (tokens, answer_bytes) = if admission.is_bulk() {
             // Bulk work waits for all its capacity at once, so the size of the answer must be known before.
-            let tokens = tokenize_all(&plans, &model, state.metrics()).await?;
+            let tokens = tokenize_all(&plans, &model, (state.metrics(), &context.spans)).await?;
             let answer_bytes = self.answer_bytes(&plans, &tokens, &model)?;
             let bytes = needs.bytes + self.body_bytes() + answer_bytes;
             admission.reserve_when_room(needs.rows, needs.images, bytes).await?;
@@ -239,12 +240,13 @@ impl<'a> Start<'a> {
                 let decodes = files * preprocessings(&plans, &model).len();
                 admission.check_wait(services.images.estimated_wait(admission.call(), decodes))?;
             }
-            let tokens = tokenize_all(&plans, &model, state.metrics()).await?;
+            let tokens = tokenize_all(&plans, &model, (state.metrics(), &context.spans)).await?;
             let answer_bytes = self.answer_bytes(&plans, &tokens, &model)?;
             admission.reserve_bytes(answer_bytes)?;
             (tokens, answer_bytes)
         };
         let is_large = answer_bytes > 0;
+        let has_several = plans.len() > 1;
         let mut find = images.start_lookup(services, context, &admission);
         let inputs = plans.into_iter().zip(tokens).enumerate().map(|(index, (planned, tokens))| {
             let PlannedInput { plan, images } = planned?;
@@ -254,7 +256,8 @@ impl<'a> Start<'a> {
             let second_images =
                 second.map(|second| E::Images::map_ref(&images, |image| find.get(*image, second)));
             let images = E::Images::map(images, |image| find.get(image, first()));
-            Ok(PreparedInput { plan, tokens, images, second_images })
+            let index = has_several.then_some(index);
+            Ok(PreparedInput { plan, tokens, images, second_images, index })
         });
         let inputs = inputs.collect();
         let (engine, metrics) = (services.engine.clone(), Arc::clone(state.metrics()));

@@ -15,6 +15,7 @@ use crate::http::access::is_open;
 use crate::http::context::RequestContext;
 use crate::http::settings::AccessLogSettings;
 use crate::platform;
+use crate::telemetry::trace::{SpanId, TraceId};
 
 /// The access log, which decides which requests are logged and writes their lines.
 pub(crate) struct AccessLog {
@@ -36,7 +37,9 @@ pub(crate) struct Finished<'a> {
     /// request.
     pub(crate) probe: bool,
     pub(crate) client: Option<IpAddr>,
-    pub(crate) trace_id: Option<&'a str>,
+    pub(crate) trace_id: Option<TraceId>,
+    /// Id of the server's span, if the request is traced.
+    pub(crate) span_id: Option<SpanId>,
 }
 
 /// What the access log needs to know about a request head that was rejected before it reached the router. `malformed`
@@ -80,7 +83,8 @@ impl AccessLog {
                 tracing::$level!(
                     target: "access",
                     request_id = &*request.context.id,
-                    trace_id = request.trace_id,
+                    trace_id = request.trace_id.map(tracing::field::display),
+                    span_id = request.span_id.map(tracing::field::display),
                     route = request.route,
                     method = request.method,
                     status = request.status,

@@ -2,7 +2,8 @@
 //!
 //! 1. `request_id` creates the [`RequestContext`](super::context::RequestContext).
 //! 2. `client` determines the client's address.
-//! 3. `observe` counts and times requests until the last byte of the response, and writes the access log.
+//! 3. `observe` counts and times requests until the last byte of the response, writes the access log, and begins and ends
+//!    the request's trace (`server_span`).
 //! 4. `headers` sets the security header fields.
 //! 5. `server_timing` sets the `server-timing` field.
 //! 6. `problem` writes the bodies of error responses.
@@ -33,4 +34,5 @@ pub(crate) mod panic;
 pub(crate) mod problem;
 pub(crate) mod rate_limit;
 pub(crate) mod request_id;
+pub(crate) mod server_span;
 pub(crate) mod server_timing;

@@ -1,5 +1,5 @@
 //! Observability of requests: counts and times every request until the last byte of its response has been passed to the
-//! connection, then logs the request once.
+//! connection, then logs the request once, and ends its trace.
 //!
 //! Metric labels come from closed sets, so that their cardinality is bounded: the matched route or "unmatched", a known
 //! method or "other", and the codes of `error`. A request counts as status 499 if the client disconnects before the end
@@ -17,11 +17,16 @@ use axum::response::Response;
 use super::access_log::{AccessLog, Finished};
 use super::guarded_body::{BodyGuard, GuardedBody};
 use super::problem::{ErrorCode, KeepBody};
+use super::server_span::{Ended, RequestSpan};
 use crate::http::access::client::ClientAddress;
 use crate::http::context::RequestContext;
 use crate::http::error::Code;
 use crate::http::state::requests_in_flight::RequestInFlight;
 use crate::http::state::{HttpState, Readiness};
+use crate::telemetry::trace::Failure;
+
+/// Status under which a request counts whose client left.
+const CLIENT_CLOSED: u16 = 499;
 
 /// State of the `observe` layer.
 #[derive(Clone)]
@@ -36,9 +41,13 @@ pub(crate) struct Observer {
 pub(crate) async fn observe(
     State(observer): State<Observer>,
     Extension(context): Extension<RequestContext>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
+    let (span, context) = RequestSpan::begin(&observer.state, &request, context);
+    if context.spans.are_recorded() {
+        request.extensions_mut().insert(context.clone());
+    }
     let mut record = Record {
         _in_flight: observer.state.requests().begin(),
         observer,
@@ -46,13 +55,13 @@ pub(crate) async fn observe(
         route: request.extensions().get::<MatchedPath>().cloned(),
         method: method_label(request.method()),
         client: request.extensions().get::<ClientAddress>().and_then(|client| client.0),
-        trace_id: trace_id(&request),
+        span,
         answer: None,
         probe: false,
         // The answer to HEAD has no body that could be cut.
         complete: request.method() == Method::HEAD,
     };
-    let response = next.run(request).await;
+    let mut response = next.run(request).await;
     let extensions = response.extensions();
     record.probe = extensions.get::<KeepBody>().is_some();
     let code = match extensions.get::<ErrorCode>() {
@@ -61,6 +70,7 @@ pub(crate) async fn observe(
         None => "ok",
     };
     record.answer = Some((response.status(), code));
+    record.span.put_field(&mut response);
     response.map(|body| Body::new(GuardedBody::new(body, record)))
 }
 
@@ -77,7 +87,7 @@ struct Record {
     route: Option<MatchedPath>,
     method: &'static str,
     client: Option<IpAddr>,
-    trace_id: Option<String>,
+    span: RequestSpan,
     /// Status and code of the response, once its head is known.
     answer: Option<(StatusCode, &'static str)>,
     /// True if the response tells a probe that the server is not ready.
@@ -92,7 +102,7 @@ impl Drop for Record {
         let (status, code) = match (self.answer, notes.stream_error) {
             (Some((status, _)), Some(code)) => (status.as_u16(), code.name()),
             (Some((status, code)), None) if self.complete => (status.as_u16(), code),
-            (Some(_) | None, _) => (499, "client_closed"),
+            (Some(_) | None, _) => (CLIENT_CLOSED, "client_closed"),
         };
         let route = self.route.as_ref().map_or("unmatched", MatchedPath::as_str);
         let metrics = self.observer.state.metrics();
@@ -114,8 +124,22 @@ impl Drop for Record {
             code,
             probe: self.probe,
             client: self.client,
-            trace_id: self.trace_id.as_deref(),
+            trace_id: self.span.trace_id(),
+            span_id: self.span.span_id(),
         });
+        let failed = notes.stream_error.map_or(status, |code| code.status().as_u16());
+        let failure = (code != "ok").then_some(Failure { code, is_error: failed >= 500 });
+        self.span.finish(
+            &Ended {
+                route,
+                method: self.method,
+                status: self.answer.map(|(status, _)| status.as_u16()),
+                failure,
+                is_cancelled: status == CLIENT_CLOSED,
+                context: &self.context,
+            },
+            &notes,
+        );
     }
 }
 
@@ -131,15 +155,6 @@ fn method_label(method: &Method) -> &'static str {
     known.into_iter().find(|known| *known == method.as_str()).unwrap_or("other")
 }
 
-/// Returns the trace id from a W3C `traceparent` field, which has the form `00-<32 hex digits>-<16>-<2>`.
-fn trace_id(request: &Request) -> Option<String> {
-    let header = request.headers().get("traceparent")?.to_str().ok()?;
-    let mut fields = header.split('-');
-    let (_version, trace) = (fields.next()?, fields.next()?);
-    let hexadecimal = trace.len() == 32 && trace.bytes().all(|byte| byte.is_ascii_hexdigit());
-    hexadecimal.then(|| trace.to_ascii_lowercase())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,17 +163,5 @@ mod tests {
     fn unknown_methods_share_one_label() {
         assert_eq!(method_label(&Method::POST), "POST");
         assert_eq!(method_label(&Method::from_bytes(b"BREW").unwrap()), "other");
-    }
-
-    #[test]
-    fn a_trace_id_is_taken_only_from_a_well_formed_header() {
-        let with = |value: &str| {
-            let request = Request::builder().header("traceparent", value);
-            trace_id(&request.body(Body::empty()).unwrap())
-        };
-        let id = "4BF92F3577B34DA6A3CE929D0E0E4736";
-        assert_eq!(with(&format!("00-{id}-00f067aa0ba902b7-01")), Some(id.to_ascii_lowercase()));
-        assert_eq!(with("00-short-00f067aa0ba902b7-01"), None);
-        assert_eq!(with("nonsense"), None);
     }
 }

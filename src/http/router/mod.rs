@@ -177,7 +177,7 @@ fn with_access_layers(mut router: Router<HttpState>, state: &HttpState) -> Route
         router = router.layer(from_fn_with_state(state.clone(), origin));
     }
     if let Some(settings) = &state.settings().cors {
-        router = router.layer(cors(settings));
+        router = router.layer(cors(settings, state.tracer().is_some()));
     }
     router
 }

@@ -21,6 +21,7 @@ use crate::engine::{EngineHandle, Lifecycle, Phase};
 use crate::fetch::Fetcher;
 use crate::images::Images;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::trace::Tracer;
 
 /// State of the router; clones share everything.
 #[derive(Clone)]
@@ -35,6 +36,8 @@ struct Shared {
     lifecycle: Arc<Lifecycle>,
     requests: RequestsInFlight,
     bulk_requests: BulkRequests,
+    /// `None` if tracing is off.
+    tracer: Option<Tracer>,
     /// Tells the file watchers to reload their files.
     reloads: watch::Sender<()>,
 }
@@ -71,6 +74,15 @@ impl HttpState {
     /// Creates a state without models. Health, metrics and the API documents work; all other requests fail with the
     /// error `not_ready`.
     pub fn new(settings: HttpSettings, metrics: Arc<Metrics>) -> Self {
+        Self::with_tracer(settings, metrics, None)
+    }
+
+    /// Like [`new`](Self::new), for a server that traces requests if there is a tracer.
+    pub fn with_tracer(
+        settings: HttpSettings,
+        metrics: Arc<Metrics>,
+        tracer: Option<Tracer>,
+    ) -> Self {
         self::metric_labels::initialise(&metrics);
         let shared = Shared {
             lifecycle: Lifecycle::loading(&metrics),
@@ -78,6 +90,7 @@ impl HttpState {
             bulk_requests: BulkRequests::new(settings.bulk.max_requests, Arc::clone(&metrics)),
             access: Access::new(settings.auth.as_ref(), settings.rate_limit),
             settings,
+            tracer,
             metrics,
             item_counters: ItemCounters::default(),
             services: OnceLock::new(),
@@ -158,6 +171,11 @@ impl HttpState {
 
     pub(crate) fn access(&self) -> &Access {
         &self.0.access
+    }
+
+    /// Returns what begins the traces of requests; `None` if tracing is off.
+    pub fn tracer(&self) -> Option<&Tracer> {
+        self.0.tracer.as_ref()
     }
 
     /// Returns the metrics of this process.

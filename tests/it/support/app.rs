@@ -15,6 +15,7 @@ use blip_server::images::{Images, ImagesSettings};
 use blip_server::input::{InputSettings, Tokenizer};
 use blip_server::task::ModelInfo;
 use blip_server::telemetry::metrics::Metrics;
+use blip_server::telemetry::trace::Tracer;
 use serde_json::Value;
 use tower::ServiceExt;
 
@@ -33,6 +34,9 @@ pub(crate) struct TestConfig {
     /// Images by URL, as the hooks say.
     pub(crate) fetch: Option<(FetchSettings, Hooks)>,
     pub(crate) clean_up: bool,
+    /// Traces, as they are exported. Its counts are among `metrics`.
+    pub(crate) tracer: Option<Tracer>,
+    pub(crate) metrics: Option<Arc<Metrics>>,
     /// A broken backend is built anew.
     pub(crate) rebuild: bool,
 }
@@ -67,13 +71,17 @@ impl TestApp {
             models: models(),
             fetch: None,
             clean_up: false,
+            tracer: None,
+            metrics: None,
             rebuild: false,
         };
         change(&mut config);
         config.http.validate().expect("valid settings");
-        let metrics = Arc::new(Metrics::try_new().expect("metrics"));
+        let metrics = config.metrics.take();
+        let metrics = metrics.unwrap_or_else(|| Arc::new(Metrics::try_new().expect("metrics")));
         let (backend, control) = FakeBackend::new(config.models.clone());
-        let state = HttpState::new(config.http.clone(), Arc::clone(&metrics));
+        let (http, tracer) = (config.http.clone(), config.tracer.take());
+        let state = HttpState::with_tracer(http, Arc::clone(&metrics), tracer);
         let context = EngineContext::new(Arc::clone(&metrics), Arc::clone(state.lifecycle()));
         let settings = config.engine;
         let engine = if config.rebuild {

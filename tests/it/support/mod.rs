@@ -2,6 +2,7 @@
 
 pub(crate) mod answer;
 pub(crate) mod app;
+pub(crate) mod collector;
 pub(crate) mod inputs;
 pub(crate) mod log;
 pub(crate) mod origin;

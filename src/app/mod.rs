@@ -8,6 +8,7 @@
 //! - `local`: the service without a listener, for commands that process files.
 //! - `mock`: mock models with fixed latencies, instead of loaded ones.
 //! - `memory_budget`: compares the sum of all memory bounds with the memory limit.
+//! - `service_manager`: tells systemd, or another service manager, what the server does.
 //! - `simulation`: tests of the whole service under one seed.
 //! - `start_error`: decides whether a checkpoint is at fault for a failed start.
 //! - [`mod@bench`]: measures the models without a server.
@@ -20,6 +21,7 @@ mod loading;
 mod local;
 mod memory_budget;
 mod mock;
+mod service_manager;
 #[cfg(test)]
 mod simulation;
 mod start_error;
@@ -42,6 +44,7 @@ use crate::telemetry::metrics::Metrics;
 use compute::{Compute, LoadedBackend};
 pub use local::LocalService;
 pub use mock::MockSettings;
+use service_manager::Notifier;
 pub use start_error::is_checkpoint_fault;
 
 /// How long the worker may still run its last work unit after all requests have been answered.
@@ -158,6 +161,8 @@ impl App {
     ) -> anyhow::Result<()> {
         let url = listener.url().context("the listener has no address")?;
         let closing = CancellationToken::new();
+        let notifier = self.notifier();
+        let notify = || notifier.iter().for_each(Notifier::send);
         let connections = tokio::spawn({
             let (state, closing) = (self.state.clone(), closing.clone());
             async move { http::serve(listener, http::router(state.clone()), &state, closing).await }
@@ -166,6 +171,7 @@ impl App {
             engine = self.start_engine() => engine,
             () = shutdown.cancelled() => {
                 self.state.set_draining();
+                notify();
                 closing.cancel();
                 connections.await.context("serving connections failed")?;
                 return Ok(());
@@ -181,7 +187,9 @@ impl App {
         };
         self.ready.cancel();
         tracing::info!(server.url = url, "listening on {url}");
-        let outcome = self.run(&engine.handle(), &shutdown, &closing).await;
+        notify();
+        let outcome = self.run(&engine.handle(), &shutdown, &closing, &notify).await;
+        notify();
         let drained = connections.await.context("serving connections failed")?;
         // On `WorkerEnded`, return here: the worker may be hung, so do not join it.
         outcome?;
@@ -202,6 +210,7 @@ impl App {
         engine: &EngineHandle,
         shutdown: &CancellationToken,
         closing: &CancellationToken,
+        notify: &impl Fn(),
     ) -> Result<(), WorkerEnded> {
         tokio::select! {
             biased;
@@ -211,6 +220,8 @@ impl App {
                 return Err(WorkerEnded);
             }
         }
+        self.state.set_draining();
+        notify();
         tokio::select! {
             biased;
             () = self.drain(engine, closing) => Ok(()),
@@ -262,6 +273,12 @@ impl App {
         Ok(engine)
     }
 
+    /// Starts to notify the service manager; `None` if there is none.
+    fn notifier(&self) -> Option<Notifier> {
+        let manager = self.config.service_manager.as_ref()?;
+        Notifier::start(manager, self.state.clone(), self.config.drain)
+    }
+
     /// Creates the client that fetches images by URL; `None` unless `fetch.enabled` is set.
     fn fetcher(&self) -> anyhow::Result<Option<Fetcher>> {
         let settings = &self.config.fetch;
@@ -274,11 +291,10 @@ impl App {
             .context("cannot create the image fetcher (fetch.enabled)")
     }
 
-    /// Drains the server: reports not ready at once, and stops admitting requests after the drain delay. Requests that
-    /// are still unanswered when the drain timeout is over end with an error.
+    /// Drains the server, which already reports that it is not ready: stops admitting requests after the drain delay.
+    /// Requests that are still unanswered when the drain timeout is over end with an error.
     async fn drain(&self, engine: &EngineHandle, closing: &CancellationToken) {
         let drain = self.config.drain;
-        self.state.set_draining();
         tokio::time::sleep(drain.delay).await;
         engine.drain();
         closing.cancel();
@@ -367,7 +383,7 @@ mod tests {
         };
         let reply = admission.submit(crate::task::ModelId(0), crate::task::Task::Caption(caption));
         let (never, closing) = (CancellationToken::new(), CancellationToken::new());
-        assert_eq!(app.run(&handle, &never, &closing).await, Err(WorkerEnded));
+        assert_eq!(app.run(&handle, &never, &closing, &|| ()).await, Err(WorkerEnded));
         assert!(closing.is_cancelled());
         assert_eq!((app.metrics.ready.get(), app.metrics.worker_up.get()), (0, 0));
         assert_eq!(reply.await, Err(crate::engine::EngineError::WorkerDown));
@@ -390,7 +406,7 @@ mod tests {
         control.wait_until_held();
         let (shutdown, closing) = (CancellationToken::new(), CancellationToken::new());
         shutdown.cancel();
-        assert_eq!(app.run(&handle, &shutdown, &closing).await, Err(WorkerEnded));
+        assert_eq!(app.run(&handle, &shutdown, &closing, &|| ()).await, Err(WorkerEnded));
         assert_eq!(reply.await, Err(crate::engine::EngineError::WorkerDown));
         control.release();
     }
@@ -400,7 +416,7 @@ mod tests {
         let (app, engine, _) = app();
         let (shutdown, closing) = (CancellationToken::new(), CancellationToken::new());
         shutdown.cancel();
-        assert_eq!(app.run(&engine.handle(), &shutdown, &closing).await, Ok(()));
+        assert_eq!(app.run(&engine.handle(), &shutdown, &closing, &|| ()).await, Ok(()));
         assert!(closing.is_cancelled());
     }
 }

@@ -49,6 +49,7 @@ pub(super) fn validate(layers: &Layers, warnings: Vec<String>) -> Result<Config,
         hub: HubSettings { retry: layers.read()?, ..layers.read()? },
         log: layers.read()?,
         drain,
+        service_manager: None,
         warnings,
         raw: raw.without_secrets(),
     })

@@ -88,7 +88,7 @@ pub(super) async fn locate(config: &Config) -> anyhow::Result<Vec<Located>> {
 pub(super) fn check(config: &Config) -> anyhow::Result<()> {
     for model in &config.models {
         let cannot = || format!("cannot serve model {}", model.name);
-        let Located { spec, tokenizer } = match &model.source {
+        let located = match &model.source {
             CheckpointSource::Directory(directory) => {
                 let files = CheckpointFiles::resolve(directory).with_context(cannot)?;
                 Located::on_disk(model, files)
@@ -99,10 +99,25 @@ pub(super) fn check(config: &Config) -> anyhow::Result<()> {
             }
             CheckpointSource::Hub(_) => continue,
         };
-        let vocabulary = model::check(&spec).with_context(cannot)?;
-        load_tokenizer(tokenizer.as_ref(), vocabulary, &config.http.input).with_context(cannot)?;
+        check_files(&located, &config.http.input).with_context(cannot)?;
     }
     Ok(())
+}
+
+/// Reads the JSON files, the headers of the weight files and the tokenizer of a model.
+fn check_files(located: &Located, settings: &InputSettings) -> anyhow::Result<()> {
+    let vocabulary = model::check(&located.spec)?;
+    load_tokenizer(located.tokenizer.as_ref(), vocabulary, settings).map(drop)
+}
+
+/// Finds the files of one model, without downloading any, and checks them without reading the weights.
+pub(super) async fn inspect(model: &ModelSource, config: &Config) -> anyhow::Result<ModelSpec> {
+    let mut one = config.clone();
+    one.models = vec![model.clone()];
+    one.hub.offline = true;
+    let located = locate(&one).await?.pop().context("a model was located")?;
+    check_files(&located, &config.http.input)?;
+    Ok(located.spec)
 }
 
 fn load_files(
@@ -331,7 +346,7 @@ fn report(loaded: &Loaded<'_>, metrics: &Metrics) {
 
 /// Estimates the size of the weights in host memory, in bytes. Models from the same files share their weights, so they
 /// are counted once. A tower that models from different files share is counted once for each of them.
-fn weight_bytes(specs: &[ModelSpec], placement: Placement) -> anyhow::Result<u64> {
+pub(super) fn weight_bytes(specs: &[ModelSpec], placement: Placement) -> anyhow::Result<u64> {
     // Hundredths of a byte per parameter. With the kernels, embedding tables stay f32, a language model head that is
     // tied to its embedding table is stored a second time, and with int8 some layers are bf16. A base caption model
     // (224 M parameters) took 1.1 GB in f32, 560 MB in bf16 and 330 MB in int8.
@@ -356,7 +371,7 @@ fn weight_bytes(specs: &[ModelSpec], placement: Placement) -> anyhow::Result<u64
 
 /// Returns what the settings allow in the memory of the host. On a GPU, features and KV caches are in the memory of the
 /// device.
-fn budget(config: &Config, device: Device, weights: u64) -> MemoryBudget {
+pub(super) fn budget(config: &Config, device: Device, weights: u64) -> MemoryBudget {
     let on_host = |bytes: u64| match device {
         Device::Cpu => bytes,
         Device::Cuda(_) => 0,

@@ -3,6 +3,7 @@
 //! - this file: [`App`] turns a checked configuration into a running server and shuts it down gracefully.
 //! - `bar`: the progress bar for loading models.
 //! - `compute`: resolves device, number format, instruction set and threads.
+//! - [`mod@doctor`]: compares the settings with the machine.
 //! - `descriptors`: compares the file descriptors that the settings need with the limit of the process.
 //! - `loading`: resolves sources to files, and loads models and tokenizers.
 //! - `local`: the service without a listener, for commands that process files.
@@ -17,6 +18,7 @@ mod bar;
 pub mod bench;
 mod compute;
 mod descriptors;
+pub mod doctor;
 mod loading;
 mod local;
 mod memory_budget;

@@ -63,6 +63,17 @@ pub fn first_usable() -> Result<usize, CudaUnavailable> {
     Err(reason.unwrap_or(CudaUnavailable::NoDevice))
 }
 
+/// Returns the device with this number, if [`CudaDevice::try_new`] can use it, as far as that is known without opening it.
+///
+/// # Errors
+/// Says why it cannot be used.
+pub fn usable(ordinal: usize) -> Result<DeviceInfo, CudaUnavailable> {
+    let info = choose(probe()?, ordinal)?;
+    info.check_architecture()?;
+    require_cublas_lt(info.driver)?;
+    Ok(info)
+}
+
 impl CudaDevice {
     /// Opens a device and loads the kernels, whose compilation takes a few seconds. Uses 34 MB of its memory for cuBLASLt,
     /// besides what the context takes (some hundred MB), and 21 MB of pinned host memory.
@@ -70,10 +81,7 @@ impl CudaDevice {
     /// # Errors
     /// See [`CudaUnavailable`].
     pub fn try_new(ordinal: usize, source: &KernelSource) -> Result<Self, CudaUnavailable> {
-        let devices = probe()?;
-        let info = choose(devices, ordinal)?;
-        info.check_architecture()?;
-        require_cublas_lt(info.driver)?;
+        let info = usable(ordinal)?;
         let failed = |error| CudaUnavailable::StartFailed { ordinal, error };
         let context = Context::try_new(ordinal).map_err(failed)?;
         let (module, kernels) = load_kernels(source, info.driver, info.compute_capability)?;

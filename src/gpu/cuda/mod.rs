@@ -30,6 +30,6 @@ mod status;
 mod unavailable;
 
 pub use compile::{CommittedBecause, KernelCode, KernelSource};
-pub use device::{CudaDevice, first_usable};
+pub use device::{CudaDevice, first_usable, usable};
 pub use probe::{DeviceInfo, probe};
 pub use unavailable::{CudaUnavailable, Version};

@@ -116,7 +116,8 @@ impl Compute {
     /// When a GPU cannot be used.
     pub(super) fn check_device(self) -> Result<(), LoadError> {
         let Device::Cuda(ordinal) = self.placement.device else { return Ok(()) };
-        cuda::check_usable(ordinal).map_err(|error| LoadError::Device {
+        let checked = cuda::check_usable(ordinal).map(drop);
+        checked.map_err(|error| LoadError::Device {
             device: self.placement.device.to_string(),
             detail: error.to_string(),
         })

@@ -38,7 +38,7 @@ pub(super) fn ensure(config: &Config) {
 
 /// Returns the maximum number of descriptors that are open at one time, for connections, image fetches and
 /// [`RESERVED_DESCRIPTORS`].
-fn needed(config: &Config) -> u64 {
+pub(super) fn needed(config: &Config) -> u64 {
     let connections = &config.http.connections;
     let fetches = if config.fetch.enabled { config.fetch.max_concurrent } else { 0 };
     let sockets =

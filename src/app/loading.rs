@@ -88,7 +88,7 @@ pub(super) async fn locate(config: &Config) -> anyhow::Result<Vec<Located>> {
 pub(super) fn check(config: &Config) -> anyhow::Result<()> {
     for model in &config.models {
         let cannot = || format!("cannot serve model {}", model.name);
-        let Located { spec, tokenizer } = match &model.source {
+        let located = match &model.source {
             CheckpointSource::Directory(directory) => {
                 let files = CheckpointFiles::resolve(directory).with_context(cannot)?;
                 Located::on_disk(model, files)
@@ -99,10 +99,25 @@ pub(super) fn check(config: &Config) -> anyhow::Result<()> {
             }
             CheckpointSource::Hub(_) => continue,
         };
-        let vocabulary = model::check(&spec).with_context(cannot)?;
-        load_tokenizer(tokenizer.as_ref(), vocabulary, &config.http.input).with_context(cannot)?;
+        check_files(&located, &config.http.input).with_context(cannot)?;
     }
     Ok(())
+}
+
+/// Reads the JSON files, the headers of the weight files and the tokenizer of a model.
+fn check_files(located: &Located, settings: &InputSettings) -> anyhow::Result<()> {
+    let vocabulary = model::check(&located.spec)?;
+    load_tokenizer(located.tokenizer.as_ref(), vocabulary, settings).map(drop)
+}
+
+/// Finds the files of one model, without downloading any, and checks them without reading the weights.
+pub(super) async fn inspect(model: &ModelSource, config: &Config) -> anyhow::Result<ModelSpec> {
+    let mut one = config.clone();
+    one.models = vec![model.clone()];
+    one.hub.offline = true;
+    let located = locate(&one).await?.pop().context("a model was located")?;
+    check_files(&located, &config.http.input)?;
+    Ok(located.spec)
 }
 
 fn load_files(
@@ -117,7 +132,8 @@ fn load_files(
     let others = compute.for_further_gpus(config.compute);
     // Before gigabytes are loaded onto the first GPU.
     others.iter().try_for_each(|compute| compute.check_device())?;
-    let workers = HostShare { device: compute.placement.device, workers: 1 + others.len() as u64 };
+    let workers =
+        HostShare { device: compute.placement.device, workers: config.compute.device.workers() };
     let budget = budget(config, workers, weight_bytes(&specs, compute.placement)?);
     tracing::info!(memory.bound_bytes = budget.total(), "memory allowed by the settings: {budget}");
     budget.check(MemoryLimit::detect()).map_err(anyhow::Error::msg)?;
@@ -363,7 +379,7 @@ fn report(loaded: &Loaded<'_>, metrics: &Metrics) {
 
 /// Estimates the size of the weights in host memory, in bytes. Models from the same files share their weights, so they
 /// are counted once. A tower that models from different files share is counted once for each of them.
-fn weight_bytes(specs: &[ModelSpec], placement: Placement) -> anyhow::Result<u64> {
+pub(super) fn weight_bytes(specs: &[ModelSpec], placement: Placement) -> anyhow::Result<u64> {
     // Hundredths of a byte per parameter. With the kernels, embedding tables stay f32, a language model head that is
     // tied to its embedding table is stored a second time, and with int8 some layers are bf16. A base caption model
     // (224 M parameters) took 1.1 GB in f32, 560 MB in bf16 and 330 MB in int8.
@@ -388,16 +404,16 @@ fn weight_bytes(specs: &[ModelSpec], placement: Placement) -> anyhow::Result<u64
 
 /// What decides which buffers are in the memory of the host, and how often.
 #[derive(Debug, Clone, Copy)]
-struct HostShare {
+pub(super) struct HostShare {
     /// The device of the first worker. The others are on devices of the same kind.
-    device: Device,
+    pub(super) device: Device,
     /// Number of workers, at least 1.
-    workers: u64,
+    pub(super) workers: u64,
 }
 
 /// Returns what the settings allow in the memory of the host. On a GPU, features and KV caches are in the memory of the
 /// device. Each worker admits requests of its own.
-fn budget(config: &Config, share: HostShare, weights: u64) -> MemoryBudget {
+pub(super) fn budget(config: &Config, share: HostShare, weights: u64) -> MemoryBudget {
     let on_host = |bytes: u64| match share.device {
         Device::Cpu => bytes,
         Device::Cuda(_) => 0,

@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::num::NonZeroU64;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The largest size of each bounded buffer, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,14 +82,14 @@ pub(super) enum MemoryLimit {
 }
 
 impl MemoryLimit {
-    /// Reads the limit of this process: that of its cgroup (v2, then v1), else the memory of the machine; `None` if
-    /// neither can be read.
+    /// Reads the limit of this process: the lowest limit of its cgroup and of those above it, else the memory of the
+    /// machine; `None` if neither can be read.
     #[must_use]
     pub(super) fn detect() -> Option<Self> {
         let machine = read(Path::new("/proc/meminfo")).and_then(|text| parse_meminfo(&text));
-        let files = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
-        let cgroup =
-            files.iter().find_map(|file| read(Path::new(file))?.trim().parse::<u64>().ok());
+        let groups = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
+        let limit = |file: PathBuf| read(&file)?.trim().parse::<u64>().ok();
+        let cgroup = limit_files(&groups).into_iter().filter_map(limit).min();
         // cgroup v1 reports "no limit" as a number near 2^63. A limit above the memory of the machine has no effect, so
         // it is ignored.
         let cgroup = cgroup.filter(|&limit| machine.is_none_or(|machine| limit < machine));
@@ -102,6 +102,34 @@ impl MemoryLimit {
 pub(super) fn high_water_bytes() -> Option<NonZeroU64> {
     let (MemoryLimit::Cgroup(bytes) | MemoryLimit::Machine(bytes)) = MemoryLimit::detect()?;
     NonZeroU64::new(bytes / 10 * 9)
+}
+
+/// Returns the files that may hold a memory limit of this process, given the content of `/proc/self/cgroup`: those of its
+/// cgroup and of all cgroups above it, v2 and v1. In a container its own cgroup is the root, `/`. In a service of systemd
+/// it is something like `/system.slice/blip-server.service`, and the root has no limit.
+fn limit_files(groups: &str) -> Vec<PathBuf> {
+    const V2: (&str, &str) = ("/sys/fs/cgroup", "memory.max");
+    const V1: (&str, &str) = ("/sys/fs/cgroup/memory", "memory.limit_in_bytes");
+    // The roots also if the content cannot be read.
+    let mut files = [V2, V1].map(|(root, file)| Path::new(root).join(file)).to_vec();
+    for line in groups.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+        let (root, file) = if controllers.is_empty() {
+            V2
+        } else if controllers.split(',').any(|name| name == "memory") {
+            V1
+        } else {
+            continue;
+        };
+        // A cgroup outside the namespace of this process is written with `..`; its files cannot be seen here.
+        let path = Path::new(path.trim_start_matches('/'));
+        if path.components().all(|part| matches!(part, std::path::Component::Normal(_))) {
+            let above = path.ancestors().filter(|part| !part.as_os_str().is_empty());
+            files.extend(above.map(|part| Path::new(root).join(part).join(file)));
+        }
+    }
+    files
 }
 
 fn read(path: &Path) -> Option<String> {
@@ -149,6 +177,23 @@ mod tests {
         assert_eq!(BUDGET.check(Some(MemoryLimit::Cgroup(8 << 30))), Ok(()));
         assert_eq!(BUDGET.check(Some(MemoryLimit::Machine(1 << 30))), Ok(()));
         assert_eq!(BUDGET.check(None), Ok(()));
+    }
+
+    #[test]
+    fn limits_are_read_of_the_own_cgroup_and_of_all_above_it() {
+        let files = |groups: &str| -> Vec<String> {
+            limit_files(groups).iter().map(|file| file.display().to_string()).collect()
+        };
+        let roots = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+        for in_a_container in ["", "0::/\n", "0::/../../other\n", "nonsense\n", "3:cpu:/x\n"] {
+            assert_eq!(files(in_a_container), roots, "{in_a_container:?}");
+        }
+        let service = "/sys/fs/cgroup/system.slice/blip-server.service/memory.max";
+        let slice = "/sys/fs/cgroup/system.slice/memory.max";
+        let expected = [roots[0], roots[1], service, slice];
+        assert_eq!(files("0::/system.slice/blip-server.service\n"), expected);
+        let v1 = "/sys/fs/cgroup/memory/a/memory.limit_in_bytes";
+        assert_eq!(files("9:cpu,memory:/a\n0::/\n"), [roots[0], roots[1], v1]);
     }
 
     #[test]

@@ -3,11 +3,13 @@
 //! - this file: [`App`] turns a checked configuration into a running server and shuts it down gracefully.
 //! - `bar`: the progress bar for loading models.
 //! - `compute`: resolves device, number format, instruction set and threads.
+//! - [`mod@doctor`]: compares the settings with the machine.
 //! - `descriptors`: compares the file descriptors that the settings need with the limit of the process.
 //! - `loading`: resolves sources to files, and loads models and tokenizers.
 //! - `local`: the service without a listener, for commands that process files.
 //! - `mock`: mock models with fixed latencies, instead of loaded ones.
 //! - `memory_budget`: compares the sum of all memory bounds with the memory limit.
+//! - `service_manager`: tells systemd, or another service manager, what the server does.
 //! - `simulation`: tests of the whole service under one seed.
 //! - `start_error`: decides whether a checkpoint is at fault for a failed start.
 //! - [`mod@bench`]: measures the models without a server.
@@ -16,10 +18,12 @@ mod bar;
 pub mod bench;
 mod compute;
 mod descriptors;
+pub mod doctor;
 mod loading;
 mod local;
 mod memory_budget;
 mod mock;
+mod service_manager;
 #[cfg(test)]
 mod simulation;
 mod start_error;
@@ -43,6 +47,7 @@ use crate::telemetry::trace::Tracer;
 use compute::Compute;
 pub use local::LocalService;
 pub use mock::MockSettings;
+use service_manager::Notifier;
 pub use start_error::is_checkpoint_fault;
 
 /// How long the workers may still run their last work units after all requests have been answered.
@@ -165,6 +170,8 @@ impl App {
     ) -> anyhow::Result<()> {
         let url = listener.url().context("the listener has no address")?;
         let closing = CancellationToken::new();
+        let notifier = self.notifier();
+        let notify = || notifier.iter().for_each(Notifier::send);
         let connections = tokio::spawn({
             let (state, closing) = (self.state.clone(), closing.clone());
             async move { http::serve(listener, http::router(state.clone()), &state, closing).await }
@@ -173,6 +180,7 @@ impl App {
             engine = self.start_engine() => engine,
             () = shutdown.cancelled() => {
                 self.state.set_draining();
+                notify();
                 closing.cancel();
                 connections.await.context("serving connections failed")?;
                 return Ok(());
@@ -188,7 +196,9 @@ impl App {
         };
         self.ready.cancel();
         tracing::info!(server.url = url, "listening on {url}");
-        let outcome = self.run(&engine.handle(), &shutdown, &closing).await;
+        notify();
+        let outcome = self.run(&engine.handle(), &shutdown, &closing, &notify).await;
+        notify();
         let drained = connections.await.context("serving connections failed")?;
         // On `WorkerEnded`, return here: the worker may be hung, so do not join it.
         outcome?;
@@ -209,6 +219,7 @@ impl App {
         engine: &EngineHandle,
         shutdown: &CancellationToken,
         closing: &CancellationToken,
+        notify: &impl Fn(),
     ) -> Result<(), WorkerEnded> {
         tokio::select! {
             biased;
@@ -218,6 +229,8 @@ impl App {
                 return Err(WorkerEnded);
             }
         }
+        self.state.set_draining();
+        notify();
         tokio::select! {
             biased;
             () = self.drain(engine, closing) => Ok(()),
@@ -259,6 +272,12 @@ impl App {
         Ok(engine)
     }
 
+    /// Starts to notify the service manager; `None` if there is none.
+    fn notifier(&self) -> Option<Notifier> {
+        let manager = self.config.service_manager.as_ref()?;
+        Notifier::start(manager, self.state.clone(), self.config.drain)
+    }
+
     /// Creates the client that fetches images by URL; `None` unless `fetch.enabled` is set.
     fn fetcher(&self) -> anyhow::Result<Option<Fetcher>> {
         let settings = &self.config.fetch;
@@ -271,11 +290,10 @@ impl App {
             .context("cannot create the image fetcher (fetch.enabled)")
     }
 
-    /// Drains the server: reports not ready at once, and stops admitting requests after the drain delay. Requests that
-    /// are still unanswered when the drain timeout is over end with an error.
+    /// Drains the server, which already reports that it is not ready: stops admitting requests after the drain delay.
+    /// Requests that are still unanswered when the drain timeout is over end with an error.
     async fn drain(&self, engine: &EngineHandle, closing: &CancellationToken) {
         let drain = self.config.drain;
-        self.state.set_draining();
         tokio::time::sleep(drain.delay).await;
         engine.drain();
         closing.cancel();
@@ -368,7 +386,7 @@ mod tests {
         };
         let reply = admission.submit(crate::task::ModelId(0), crate::task::Task::Caption(caption));
         let (never, closing) = (CancellationToken::new(), CancellationToken::new());
-        assert_eq!(app.run(&handle, &never, &closing).await, Err(WorkerEnded));
+        assert_eq!(app.run(&handle, &never, &closing, &|| ()).await, Err(WorkerEnded));
         assert!(closing.is_cancelled());
         assert_eq!((app.metrics.ready.get(), worker_up(&app)), (0, 0));
         assert_eq!(reply.await, Err(crate::engine::EngineError::WorkerDown));
@@ -391,7 +409,7 @@ mod tests {
         control.wait_until_held();
         let (shutdown, closing) = (CancellationToken::new(), CancellationToken::new());
         shutdown.cancel();
-        assert_eq!(app.run(&handle, &shutdown, &closing).await, Err(WorkerEnded));
+        assert_eq!(app.run(&handle, &shutdown, &closing, &|| ()).await, Err(WorkerEnded));
         assert_eq!(reply.await, Err(crate::engine::EngineError::WorkerDown));
         control.release();
     }
@@ -401,7 +419,7 @@ mod tests {
         let (app, engine, _) = app();
         let (shutdown, closing) = (CancellationToken::new(), CancellationToken::new());
         shutdown.cancel();
-        assert_eq!(app.run(&engine.handle(), &shutdown, &closing).await, Ok(()));
+        assert_eq!(app.run(&engine.handle(), &shutdown, &closing, &|| ()).await, Ok(()));
         assert!(closing.is_cancelled());
     }
 }

@@ -196,6 +196,18 @@ pub(super) enum Command {
         #[command(flatten)]
         settings: FileSettings,
     },
+    /// Compare the settings with this machine: say what would keep a server from starting, make it fail, or slow it down;
+    /// takes the settings of serve
+    #[command(after_help = "Examples:
+  blip-server doctor --config /etc/blip-server/blip-server.toml
+  blip-server doctor --model Salesforce/blip-vqa-base --json")]
+    Doctor {
+        /// Print the findings as JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        settings: ServeSettings,
+    },
     /// Print the effective settings as TOML, with secrets hidden
     #[command(after_help = "Example:
   BLIP__LOG__FORMAT=json blip-server config > settings.toml")]
@@ -285,6 +297,7 @@ impl Arguments {
         self.settings.put(&mut flags);
         match &self.command {
             Some(Command::Serve(settings) | Command::Config(settings)) => settings.put(&mut flags),
+            Some(Command::Doctor { settings, .. }) => settings.put(&mut flags),
             Some(Command::Download { settings, .. }) => settings.put(&mut flags),
             Some(Command::Verify { compute, settings }) => {
                 compute.put(&mut flags);
@@ -444,6 +457,7 @@ mod tests {
             ("healthcheck", "--url --listen --config", "--model --threads"),
             ("verify", "--device --threads --config", "--listen --model"),
             ("mock", "--listen --unit-us --config", "--model --dtype"),
+            ("doctor", "--json --listen --model --device --config", "--url --task"),
             ("bench", "--task --model --dtype --threads --config", "--listen"),
             (
                 "serve",

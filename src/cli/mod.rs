@@ -16,6 +16,7 @@ mod annotate;
 mod args;
 mod bench;
 mod convert;
+mod doctor;
 mod download;
 mod error;
 mod healthcheck;
@@ -105,6 +106,9 @@ fn execute(arguments: &Arguments, environment: &Environment) -> Result<(), Comma
             annotate::run(request, files, models.names(), load_with(quietly)?)
         }
         Some(Command::Mcp { mcp, .. }) => mcp::run(mcp, load_with(quietly)?),
+        Some(Command::Doctor { json, .. }) => {
+            doctor::run(*json, load_with(doctor::silently)?, environment)
+        }
         Some(Command::Config(_)) => print_config::run(&load()?),
         Some(Command::Completions { shell }) => manual::completions(*shell),
         Some(Command::Man { directory }) => manual::write_pages(directory),

@@ -17,7 +17,14 @@ use crate::config::{Config, ConfigError};
 use crate::http::{Listener, Tls};
 use crate::hub::ModelSource;
 
-pub(super) fn run(mut config: Config) -> Result<(), CommandError> {
+pub(super) fn run(config: Config) -> Result<(), CommandError> {
+    let config = with_models(config)?;
+    app::check_models(&config).map_err(|error| CommandError::failed("cannot start", error))?;
+    run_app(config, App::build)
+}
+
+/// Adds the demo models if no model is configured.
+pub(super) fn with_models(mut config: Config) -> Result<Config, CommandError> {
     if config.models.is_empty() {
         config.models = ModelSource::demo();
     }
@@ -25,8 +32,7 @@ pub(super) fn run(mut config: Config) -> Result<(), CommandError> {
     if config.models.is_empty() {
         return Err(ConfigError::NoModel.into());
     }
-    app::check_models(&config).map_err(|error| CommandError::failed("cannot start", error))?;
-    run_app(config, App::build)
+    Ok(config)
 }
 
 /// Runs the server that `build` creates from the configuration, until it has shut down.

@@ -92,6 +92,17 @@ impl Gpus {
     }
 }
 
+impl DeviceChoice {
+    /// Returns the number of workers: one for each GPU, or one on the CPU.
+    #[must_use]
+    pub fn workers(self) -> u64 {
+        match self {
+            Self::Auto | Self::Cpu => 1,
+            Self::Cuda(gpus) => u64::from(gpus.0.count_ones()),
+        }
+    }
+}
+
 impl FromStr for Gpus {
     type Err = NotAccepted;
 

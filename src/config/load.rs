@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::layers::Layers;
-use super::{Config, ConfigError, otel_variables, validate};
+use super::{Config, ConfigError, otel_variables, service_manager, validate};
 
 /// The environment variables as a value, so that tests can pass their own.
 pub type Environment = BTreeMap<String, String>;
@@ -63,7 +63,9 @@ pub fn load(flags: &Flags, environment: &Environment) -> Result<Config, ConfigEr
     let mut warnings = misspelt(&layers, environment);
     warnings.extend(otel_variables::warnings(environment));
     complete_hub(&mut layers, environment);
-    validate::validate(&layers, warnings)
+    let config = validate::validate(&layers, warnings)?;
+    let service_manager = service_manager::read(environment, std::process::id());
+    Ok(Config { service_manager, ..config })
 }
 
 /// Returns warnings about variables that start with `BLIP_` but not with `BLIP__`, which have no effect.

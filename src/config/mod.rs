@@ -11,6 +11,7 @@
 //! - `layers`: merges the layers, remembers origins, and fills the settings types.
 //! - `load`: the only reader of the environment; tests pass a map.
 //! - `otel_variables`: the standard variables `OTEL_*`, as settings of `[tracing]`.
+//! - `service_manager`: where a service manager such as systemd expects notifications.
 //! - `validate`: builds [`Config`], and checks the rules across folders.
 //!
 //! Only `app`, `cli` and `main` import this folder; every other folder receives its own settings.
@@ -23,6 +24,7 @@ mod models;
 mod otel_variables;
 mod sections;
 mod server;
+mod service_manager;
 mod validate;
 
 use std::net::SocketAddr;
@@ -32,6 +34,7 @@ pub use error::ConfigError;
 pub use load::{Environment, Flags, load, process_environment};
 pub use sections::RawConfig;
 pub use server::DrainSettings;
+pub use service_manager::{NotifySocket, ServiceManager};
 
 use crate::engine::EngineSettings;
 use crate::fetch::FetchSettings;
@@ -69,6 +72,8 @@ pub struct Config {
     pub tracing: TraceSettings,
     /// Times of the graceful shutdown.
     pub drain: DrainSettings,
+    /// The service manager that waits for notifications; `None` if there is none.
+    pub service_manager: Option<ServiceManager>,
     /// Warnings for the user, about variables that look like settings but have no effect.
     pub warnings: Vec<String>,
     raw: RawConfig,

@@ -51,6 +51,7 @@ pub(super) fn validate(layers: &Layers, warnings: Vec<String>) -> Result<Config,
         log: layers.read()?,
         tracing: tracing(layers)?,
         drain,
+        service_manager: None,
         warnings,
         raw: raw.without_secrets(),
     })

@@ -11,7 +11,8 @@ use super::checkpoint::{
 use super::client::{HubClient, Listing, RemoteFile};
 use super::towers::Towers;
 use super::{
-    CheckpointFiles, CheckpointSource, DownloadProgress, HubError, HubSettings, HubSource, blob,
+    CheckpointFiles, CheckpointSource, DownloadProgress, HubError, HubSettings, HubSource, Retry,
+    blob,
 };
 
 /// Returns the files of a model: searches a directory, or calls [`fetch`] for a hub id.
@@ -92,6 +93,16 @@ pub async fn fetch(
     download_all(&client, &cache, source, &listing, progress).await?;
     cache.write_ref(source.revision(), &listing.commit)?;
     snapshot_files(&cache, &listing.commit)
+}
+
+/// Asks the hub once whether it has the repository at this revision, and lets this client read it.
+///
+/// # Errors
+/// `Refused`, `NotFound`, `Unreachable`, `UnexpectedStatus`, `UnexpectedResponse`, `Client`.
+pub async fn look_up(source: &HubSource, settings: &HubSettings) -> Result<(), HubError> {
+    let once = Retry { attempts: 1, ..settings.retry };
+    let client = HubClient::try_new(&HubSettings { retry: once, ..settings.clone() })?;
+    client.listing(source).await.map(drop)
 }
 
 /// Returns the checkpoint in the cache if it is complete; otherwise `NotCached`, which says what is missing.

@@ -30,7 +30,7 @@ mod towers;
 pub use checkpoint::{CheckpointFiles, TokenizerFiles, WeightFiles};
 pub use client::install_tls_provider;
 pub use convert::{Converted, convert_to_safetensors};
-pub use download::{fetch, fetch_file, locate};
+pub use download::{fetch, fetch_file, locate, look_up};
 pub use error::HubError;
 pub use progress::DownloadProgress;
 pub use settings::{HubSettings, Retry, Token};

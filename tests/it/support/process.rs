@@ -20,6 +20,18 @@ pub(crate) struct ServerProcess {
 }
 
 impl ServerProcess {
+    /// Starts a mock with further environment variables.
+    pub(crate) fn start_with(
+        variables: &[(&str, &str)],
+        arguments: &[&str],
+        settings: &[(&str, &str)],
+    ) -> Self {
+        let mut command = Command::new("env");
+        command.args(variables.iter().map(|(name, value)| format!("{name}={value}")));
+        command.arg(env!("CARGO_BIN_EXE_blip-server"));
+        Self::spawn(command, arguments, settings)
+    }
+
     /// Starts a mock with these arguments and settings.
     pub(crate) fn start(arguments: &[&str], settings: &[(&str, &str)]) -> Self {
         Self::spawn(Command::new(env!("CARGO_BIN_EXE_blip-server")), arguments, settings)

@@ -296,8 +296,11 @@ impl Arguments {
         let mut flags = Flags::default();
         self.settings.put(&mut flags);
         match &self.command {
-            Some(Command::Serve(settings) | Command::Config(settings)) => settings.put(&mut flags),
-            Some(Command::Doctor { settings, .. }) => settings.put(&mut flags),
+            Some(
+                Command::Serve(settings)
+                | Command::Config(settings)
+                | Command::Doctor { settings, .. },
+            ) => settings.put(&mut flags),
             Some(Command::Download { settings, .. }) => settings.put(&mut flags),
             Some(Command::Verify { compute, settings }) => {
                 compute.put(&mut flags);

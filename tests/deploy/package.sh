@@ -27,7 +27,8 @@ outside() {
   ! getent passwd blip-server >/dev/null || skip "this machine has a user blip-server already"
 
   folder=$(mktemp -d)
-  trap 'rm -rf "$folder"; [ -z "${group:-}" ] || rmdir "$group" 2>/dev/null || true' EXIT
+  # systemd leaves cgroups below that of its own.
+  trap 'rm -rf "$folder"; [ -z "${group:-}" ] || find "$group" -depth -type d -exec rmdir {} \; 2>/dev/null || true' EXIT
   export DEB_FAST=1
   "$root/deploy/debian/build.sh" "$binary" "$folder/old" >/dev/null
   # The same binary as a package of a later version.

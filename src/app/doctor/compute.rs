@@ -14,7 +14,7 @@ pub(super) fn check(config: &Config, machine: &Machine) -> Vec<Finding> {
     if compute.placement.device == Device::Cpu {
         findings.push(instructions(compute, machine));
     }
-    findings.extend(number_format(compute));
+    findings.push(number_format(compute));
     findings
 }
 
@@ -98,12 +98,12 @@ fn instructions(compute: Compute, machine: &Machine) -> Finding {
     Finding::ok(CHECK, text)
 }
 
-fn number_format(compute: Compute) -> Option<Finding> {
+fn number_format(compute: Compute) -> Finding {
     const CHECK: &str = "dtype";
     let dtype = compute.placement.dtype;
     let text = format!("weights and activations are {}", dtype.name());
     let is_cpu = compute.placement.device == Device::Cpu;
-    Some(match dtype {
+    match dtype {
         Dtype::F16 if is_cpu => Finding::warning(
             CHECK,
             format!("{text}, which is slow on a CPU"),
@@ -119,7 +119,7 @@ fn number_format(compute: Compute) -> Option<Finding> {
             "answers can differ in small ways from those in f32; compare with --dtype f32",
         ),
         Dtype::F32 | Dtype::F16 | Dtype::Int8 => Finding::ok(CHECK, text),
-    })
+    }
 }
 
 #[cfg(test)]

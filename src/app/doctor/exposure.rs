@@ -115,7 +115,8 @@ fn certificate(found: Certificate, now: i64) -> Option<Finding> {
 fn secret(setting: &str, path: &str, mode: u32) -> Finding {
     const CHECK: &str = "secrets";
     let bits = mode & 0o777;
-    if bits & 0o007 == 0 {
+    // The last octal digit is what all other users may do.
+    if bits.is_multiple_of(0o10) {
         return Finding::ok(CHECK, format!("{setting}: {path} has the permissions {bits:03o}"));
     }
     Finding::warning(

@@ -323,7 +323,12 @@ fn check_all_answered(drained: Drained) -> anyhow::Result<()> {
 /// because the model would fail on every request.
 async fn measure(engine: &EngineHandle) -> anyhow::Result<()> {
     let start = platform::now();
-    engine.warm_up().await?;
+    tokio::select! {
+        biased;
+        warmed = engine.warm_up() => warmed?,
+        // A worker that hangs would keep the process loading for ever.
+        () = engine.lost() => return Err(WorkerEnded.into()),
+    }
     // Round to the microsecond.
     let milliseconds = |seconds: Option<f64>| seconds.map(|seconds| (seconds * 1e6).round() / 1e3);
     let estimates = engine.estimates();

@@ -1,9 +1,9 @@
 //! The command `doctor`: compares the settings with the machine, and says what would keep the server from starting, make
 //! it fail, or make it slower or less safe than it could be. `cli` calls [`examine`] and prints the findings.
 //!
-//! - `machine`: reads everything about the machine, once, into a [`Machine`];
+//! - `machine`: reads everything about the machine, once, into a `Machine`;
 //! - `models`: where the files of each model are, and whether they are complete;
-//! - `capacity`, `compute`, `exposure`: the checks, which are pure functions of the settings and a [`Machine`];
+//! - `capacity`, `compute`, `exposure`: the checks, which are pure functions of the settings and a `Machine`;
 //! - `certificate`: reads how long a TLS certificate is valid.
 //!
 //! Nothing is downloaded, loaded or changed. The server needs no connection to the hub while its models are in the cache,

@@ -173,7 +173,7 @@ def fire_all(stage: Stage, watch: Watch, began: float) -> None:
     # What no client can cause.
     raised = [
         'blip_panics_total{where="worker"}', "blip_non_finite_outputs_total", "blip_oom_total",
-        *["blip_worker_restarts_total"] * 2,
+        *['blip_worker_restarts_total{worker="0"}'] * 2,
     ]  # fmt: skip
     for name in raised:
         stage.exporter.add(name, 1)

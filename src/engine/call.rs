@@ -118,7 +118,7 @@ impl Admission {
     /// admitted even during a drain, because it belongs to an admitted call, and reserves nothing yet.
     #[must_use]
     pub fn admit_part(&self, deadline: Instant) -> Self {
-        let worker = self.engine.workers_by_queue(self.is_bulk()).next().unwrap_or(&self.worker);
+        let worker = self.engine.shortest_queue(self.is_bulk(), |_| true).unwrap_or(&self.worker);
         let admitted = worker.shared.clock.now();
         let reservation = worker.shared.admission.admit_part(&self.reservation);
         self.engine.admission(worker, reservation, admitted, deadline)

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::admission::{CallReservation, Estimates};
 use super::shared::{EngineStats, Shared, device_of};
-use super::worker_handle::{WorkerHandle, longest_heartbeat_age};
+use super::worker_handle::WorkerHandle;
 use super::{Admission, EngineError, EngineSettings, Lifecycle, Phase, WarmUpError};
 use crate::fairness::ClientId;
 use crate::task::{Device, ModelInfo};
@@ -80,7 +80,8 @@ impl EngineHandle {
     /// second when that worker is idle, and at most the time of one work unit when it is busy.
     #[must_use]
     pub fn heartbeat_age(&self) -> Duration {
-        longest_heartbeat_age(&self.workers)
+        let ages = self.workers.iter().map(|worker| worker.shared.heartbeat.age());
+        ages.max().unwrap_or_default()
     }
 
     /// Returns the current phase of the process, as the engine sees it. The phase is also `Down` if a worker has had no
@@ -116,14 +117,8 @@ impl EngineHandle {
     ) -> Result<Admission, EngineError> {
         let admitted = self.first().clock.now();
         let left = deadline.saturating_duration_since(admitted);
-        let mut workers = self.workers_by_queue(false);
-        let first = workers.next().ok_or(EngineError::WorkerDown)?;
-        let accepts =
-            |worker: &&WorkerHandle| worker.shared.admission.would_admit(client, bytes, left);
-        // With one worker, its own check decides.
-        let other =
-            if self.workers.len() == 1 || accepts(&first) { None } else { workers.find(accepts) };
-        let worker = other.unwrap_or(first);
+        let accepts = |worker: &Shared| worker.admission.would_admit(client, bytes, left);
+        let worker = self.shortest_queue(false, accepts).ok_or(EngineError::WorkerDown)?;
         let reservation = worker.shared.admission.admit(client, bytes, deadline, admitted)?;
         Ok(self.admission(worker, reservation, admitted, deadline))
     }
@@ -137,7 +132,7 @@ impl EngineHandle {
         client: ClientId,
         deadline: Instant,
     ) -> Result<Admission, EngineError> {
-        let worker = self.workers_by_queue(true).next().ok_or(EngineError::WorkerDown)?;
+        let worker = self.shortest_queue(true, |_| true).ok_or(EngineError::WorkerDown)?;
         let admitted = worker.shared.clock.now();
         let reservation = worker.shared.admission.admit_bulk(client)?;
         Ok(self.admission(worker, reservation, admitted, deadline))
@@ -154,18 +149,23 @@ impl EngineHandle {
         Admission { engine, worker, reservation, admitted, deadline }
     }
 
-    /// Returns the workers that take tasks: first those whose units have not failed recently, and among these the one with
-    /// the shortest queue.
-    pub(super) fn workers_by_queue(&self, is_bulk: bool) -> impl Iterator<Item = &WorkerHandle> {
-        let takes_tasks = |worker: &&WorkerHandle| worker.shared.lifecycle.takes_tasks();
-        let mut workers: Vec<_> = self.workers.iter().filter(takes_tasks).collect();
-        if workers.len() > 1 {
-            workers.sort_by_cached_key(|worker| {
-                let Shared { trouble, clock, admission, .. } = &*worker.shared;
-                (trouble.is_recent(clock.now()), admission.queue_length(is_bulk))
-            });
+    /// Returns the worker with the shortest queue, among those that take tasks. Prefers workers that accept the call and,
+    /// among these, workers whose units have not failed recently.
+    pub(super) fn shortest_queue(
+        &self,
+        is_bulk: bool,
+        accepts: impl Fn(&Shared) -> bool,
+    ) -> Option<&WorkerHandle> {
+        let mut takers = self.workers.iter().filter(|worker| worker.shared.lifecycle.takes_tasks());
+        if self.workers.len() == 1 {
+            // There is nothing to choose. The worker's own check decides.
+            return takers.next();
         }
-        workers.into_iter()
+        takers.min_by_key(|worker| {
+            let worker = &*worker.shared;
+            let has_trouble = worker.trouble.is_recent(worker.clock.now());
+            (!accepts(worker), has_trouble, worker.admission.queue_length(is_bulk))
+        })
     }
 
     /// Starts draining: new calls are rejected, admitted calls continue.

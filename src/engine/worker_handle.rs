@@ -1,7 +1,6 @@
 //! [`WorkerHandle`]: one worker as the [`EngineHandle`](super::EngineHandle) sees it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -49,9 +48,4 @@ impl WorkerHandle {
         self.inbox.try_send(Message::WarmUp(done)).map_err(|_| WarmUpError::WorkerDown)?;
         warmed.await.unwrap_or(Err(WarmUpError::WorkerDown))
     }
-}
-
-/// Returns the workers' longest time without a heartbeat.
-pub(super) fn longest_heartbeat_age(workers: &[WorkerHandle]) -> Duration {
-    workers.iter().map(|worker| worker.shared.heartbeat.age()).max().unwrap_or_default()
 }

@@ -15,6 +15,7 @@
 
 mod bulk;
 mod estimate;
+mod refusal;
 mod reservation;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ use std::time::{Duration, Instant};
 
 pub use self::estimate::Estimates;
 use self::estimate::Profile;
+use self::refusal::{Refusal, Refused};
 pub(crate) use self::reservation::{CallReservation, TaskReservation};
 use self::usage::{State, Usage};
 use super::ids::{CallId, CallNumbers};
@@ -101,30 +103,6 @@ impl std::fmt::Debug for AdmissionController {
     }
 }
 
-/// Why a call was rejected; a label value of `queue_rejected_total`.
-#[derive(Debug, Clone, Copy)]
-enum Refusal {
-    Full,
-    Deadline,
-    Draining,
-}
-
-/// Why a call cannot be admitted, and the error for its client.
-#[derive(Debug)]
-struct Refused(Refusal, EngineError);
-
-impl Refusal {
-    const ALL: [Self; 3] = [Self::Full, Self::Deadline, Self::Draining];
-
-    fn label(self) -> &'static str {
-        match self {
-            Self::Full => "full",
-            Self::Deadline => "deadline",
-            Self::Draining => "draining",
-        }
-    }
-}
-
 impl AdmissionController {
     /// Creates the controller of one worker. It takes the numbers of its calls from `numbers`.
     pub(crate) fn new(
@@ -174,8 +152,7 @@ impl AdmissionController {
         let mut state = self.open_state()?;
         let call = CallId { client, number: self.numbers.next() };
         let left = deadline.saturating_duration_since(now);
-        let checked = self.check_call(&state, call, bytes, left);
-        checked.map_err(|refused| self.count(refused))?;
+        self.counted(self.check_call(&state, call, bytes, left))?;
         Ok(self.begin_call(&mut state, call, None))
     }
 
@@ -225,15 +202,13 @@ impl AdmissionController {
             return Err(self.count(Refused(Refusal::Full, error)));
         }
         let mut state = self.state();
-        let checked = self.check_wait(&state, call, (rows, images), left);
-        let expected = checked.map_err(|refused| self.count(refused))?;
+        let expected = self.counted(self.check_wait(&state, call, (rows, images), left))?;
         let more = Usage {
             rows: rows.saturating_sub(held.rows),
             images: images.saturating_sub(held.images),
             ..Usage::default()
         };
-        let checked = self.check_capacity(&state, call.client, more);
-        checked.map_err(|refused| self.count(refused))?;
+        self.counted(self.check_capacity(&state, call.client, more))?;
         self.add(&mut state, call, more);
         Ok((more, expected))
     }
@@ -242,8 +217,7 @@ impl AdmissionController {
     fn reserve_more_bytes(&self, call: CallId, bytes: u64) -> Result<(), EngineError> {
         let mut state = self.state();
         let more = Usage { bytes, ..Usage::default() };
-        let checked = self.check_capacity(&state, call.client, more);
-        checked.map_err(|refused| self.count(refused))?;
+        self.counted(self.check_capacity(&state, call.client, more))?;
         self.add(&mut state, call, more);
         Ok(())
     }
@@ -386,7 +360,11 @@ impl AdmissionController {
 
     /// Rejects a call whose estimated wait outside the engine is `wait`. `left` is the time until its deadline.
     fn reject_long_wait(&self, wait: Duration, left: Duration) -> Result<(), EngineError> {
-        let checked = self.check_time(wait, Duration::ZERO, left);
+        self.counted(self.check_time(wait, Duration::ZERO, left))
+    }
+
+    /// Counts the call if it was rejected, and returns the error for its client.
+    fn counted<T>(&self, checked: Result<T, Refused>) -> Result<T, EngineError> {
         checked.map_err(|refused| self.count(refused))
     }
 

@@ -36,10 +36,11 @@ pub(crate) fn spawn<B: Backend + Send + 'static>(
     shared: Arc<Shared>,
     inbox: Receiver<Message>,
 ) -> io::Result<JoinHandle<()>> {
-    let name = NAME.to_owned() + &shared.lifecycle.label();
+    let worker = shared.lifecycle.label();
+    let name = NAME.to_owned() + &worker;
     Builder::new().name(name).spawn(move || {
         let _alive = Alive(Arc::clone(&shared));
-        let mut supervisor = Supervisor { rebuild, shared, rebuilt: None };
+        let mut supervisor = Supervisor { worker, rebuild, shared, rebuilt: None };
         // The inbox is dropped only after the lifecycle is `Down`. So when a client's reply resolves to `WorkerDown`,
         // the lifecycle already reports `Down`.
         let _inbox = supervisor.supervise(backend, inbox);
@@ -56,6 +57,8 @@ impl Drop for Alive {
 }
 
 struct Supervisor<B> {
+    /// The worker's number, for the log and as a label of metrics.
+    worker: String,
     rebuild: Option<Rebuild<B>>,
     shared: Arc<Shared>,
     /// When the backend was last rebuilt.
@@ -70,8 +73,10 @@ impl<B: Backend> Supervisor<B> {
                 Ended::Done => break,
                 Ended::BackendFailed => self.may_rebuild(),
                 Ended::DeviceLost => {
-                    let worker = self.shared.lifecycle.label();
-                    tracing::error!(worker, "the device is lost until the process is restarted");
+                    tracing::error!(
+                        worker = self.worker,
+                        "the device is lost until the process is restarted"
+                    );
                     false
                 }
             };
@@ -95,16 +100,14 @@ impl<B: Backend> Supervisor<B> {
             match self.build() {
                 Ok(rebuilt) => worker = rebuilt,
                 Err(error) => {
-                    let worker = self.shared.lifecycle.label();
-                    tracing::error!(worker, %error, "cannot rebuild the backend; the worker ends");
+                    tracing::error!(worker = self.worker, %error, "cannot rebuild the backend; the worker ends");
                     self.shared.lifecycle.ends();
                     return inbox;
                 }
             }
             self.shared.heartbeat.beat();
             self.shared.lifecycle.runs();
-            let worker = self.shared.lifecycle.label();
-            tracing::info!(worker, "backend rebuilt; serving again");
+            tracing::info!(worker = self.worker, "backend rebuilt; serving again");
         }
         self.shared.lifecycle.ends();
         inbox
@@ -116,29 +119,35 @@ impl<B: Backend> Supervisor<B> {
             Err(payload) => {
                 self.shared.metrics.panics_total.with_label_values(&["worker"]).inc();
                 let panic = clipped(&message(payload.as_ref()));
-                let worker = self.shared.lifecycle.label();
-                tracing::error!(worker, panic, "the worker thread panicked outside the backend");
+                tracing::error!(
+                    worker = self.worker,
+                    panic,
+                    "the worker thread panicked outside the backend"
+                );
                 Ended::BackendFailed
             }
         }
     }
 
     fn may_rebuild(&self) -> bool {
-        let (now, worker) = (self.shared.clock.now(), self.shared.lifecycle.label());
+        let now = self.shared.clock.now();
         let interval = self.shared.settings.worker_rebuild_interval;
         // If the backend fails again so soon after a rebuild, another rebuild would not help.
         let again = |at: Instant| now.saturating_duration_since(at) < interval;
         match (&self.rebuild, self.rebuilt) {
             _ if self.shared.is_draining() => {
                 tracing::error!(
-                    worker,
+                    worker = self.worker,
                     "the backend has failed during shutdown; not rebuilding it"
                 );
             }
-            (None, _) => tracing::error!(worker, "the backend has failed and cannot be rebuilt"),
+            (None, _) => tracing::error!(
+                worker = self.worker,
+                "the backend has failed and cannot be rebuilt"
+            ),
             (_, Some(at)) if again(at) => {
                 tracing::error!(
-                    worker,
+                    worker = self.worker,
                     "the backend has failed again soon after its rebuild; giving up"
                 );
             }
@@ -149,8 +158,7 @@ impl<B: Backend> Supervisor<B> {
 
     /// Builds a worker on a new backend and checks it with a warm-up.
     fn build(&mut self) -> Result<Worker<B>, Box<dyn Error + Send + Sync>> {
-        let worker = self.shared.lifecycle.label();
-        tracing::error!(worker, "the backend has failed; rebuilding it");
+        tracing::error!(worker = self.worker, "the backend has failed; rebuilding it");
         let rebuild = self.rebuild.as_mut().ok_or("rebuilding is not supported")?;
         if crate::faults::at("engine::rebuild") {
             return Err("an injected fault".into());
@@ -165,11 +173,7 @@ impl<B: Backend> Supervisor<B> {
         if let Err(error) = worker.warm_up() {
             return Err(format!("the new backend fails as well: {error}").into());
         }
-        self.shared
-            .metrics
-            .worker_restarts_total
-            .with_label_values(&[&self.shared.lifecycle.label()])
-            .inc();
+        self.shared.metrics.worker_restarts_total.with_label_values(&[&self.worker]).inc();
         self.rebuilt = Some(self.shared.clock.now());
         Ok(worker)
     }

@@ -127,7 +127,7 @@ impl fmt::Display for Gpus {
 /// The number format of weights and activations (`compute.dtype`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DtypeChoice {
-    /// bf16 where the device multiplies it faster than f32, else f32.
+    /// The default format: bf16.
     Auto,
     /// IEEE 754 single precision, 32 bits.
     F32,

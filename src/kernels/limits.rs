@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::aligned_buffer::{AlignedBuffer, LINE};
 use super::context::KernelContext;
-use super::gemm::{Bf16, Dot, F32, Format, Int8, Prefetch, Shape, TileProduct, multiply};
+use super::gemm::{Bf16, Dot, F32, Format, Int8, Prefetch, Shape, TileProduct, WideBf16, multiply};
 use super::isa::{Isa, Kernel};
 
 /// Number of passes per measurement. The fastest pass determines the result, because another process, or a core that
@@ -107,6 +107,9 @@ impl Kernel for RepeatedProduct {
         let Self { format, groups, repeats } = self;
         match format {
             Format::F32 => repeated::<I, F32>(isa, 1.0f32.to_bits(), groups, repeats),
+            Format::Bf16 if I::WIDENS_BF16 => {
+                repeated::<I, WideBf16>(isa, 0x3f80_3f80, groups, repeats);
+            }
             Format::Bf16 => repeated::<I, Bf16>(isa, 0x3f80_3f80, groups, repeats),
             Format::Int8 => repeated::<I, Int8>(isa, 0x0101_0101, groups, repeats),
         }
@@ -118,8 +121,10 @@ impl Kernel for RepeatedProduct {
 #[expect(unsafe_code, reason = "tile, panel and sums by pointer")]
 fn repeated<I: Isa, D: Dot<I>>(isa: I, one: u32, groups: usize, repeats: usize) {
     let columns = I::LANES * I::VECTORS;
-    let (mut a, mut b) =
-        (AlignedBuffer::zeroed(I::ROWS * groups), AlignedBuffer::zeroed(columns * groups));
+    let (mut a, mut b) = (
+        AlignedBuffer::zeroed(I::ROWS * groups * D::ROW_LINES),
+        AlignedBuffer::zeroed(columns * groups),
+    );
     a.fill(one);
     b.fill(one);
     let mut sums = AlignedBuffer::zeroed(I::ROWS * columns);

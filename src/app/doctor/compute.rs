@@ -109,11 +109,6 @@ fn number_format(compute: Compute) -> Finding {
             format!("{text}, which is slow on a CPU"),
             "set compute.dtype to auto",
         ),
-        Dtype::Bf16 if is_cpu && !compute.level.has_bf16() => Finding::warning(
-            CHECK,
-            format!("{text}, for which this CPU has no instructions: f32 is faster"),
-            "set compute.dtype to auto, unless memory is short",
-        ),
         Dtype::Bf16 => Finding::ok(CHECK, text).with(
             Severity::Ok,
             "answers can differ in small ways from those in f32; compare with --dtype f32",

@@ -3,7 +3,9 @@
 
 #![expect(unsafe_code, reason = "groups and vectors by pointer")]
 
-use super::super::gemm::{Bf16, Convert, ConvertPair, Dot, F32, Int8, place, row_to_groups};
+use super::super::gemm::{
+    Bf16, Convert, ConvertPair, Dot, F32, Int8, WideBf16, place, row_to_groups,
+};
 use super::super::isa::{Isa, MOST_ROWS};
 use super::super::pointwise::{exp, rough_exp2};
 use super::PackedKv;
@@ -111,17 +113,23 @@ impl<I: Isa> AttentionFormat<I> for F32 {
     }
 }
 
-impl<I: Isa> AttentionFormat<I> for Bf16 {
-    floats!();
-    #[inline(always)]
-    fn exponent_scale(scale: f32) -> f32 {
-        scale * std::f32::consts::LOG2_E
-    }
-    #[inline(always)]
-    fn probability(isa: I, distance: I::F) -> I::F {
-        rough_exp2(isa, distance)
-    }
+/// Implements the formats whose probabilities are rounded to bf16.
+macro_rules! bf16 {
+    ($($format:ident)*) => {$(
+        impl<I: Isa> AttentionFormat<I> for $format {
+            floats!();
+            #[inline(always)]
+            fn exponent_scale(scale: f32) -> f32 {
+                scale * std::f32::consts::LOG2_E
+            }
+            #[inline(always)]
+            fn probability(isa: I, distance: I::F) -> I::F {
+                rough_exp2(isa, distance)
+            }
+        }
+    )*};
 }
+bf16!(Bf16 WideBf16);
 
 /// Base-2 logarithm of the largest byte, to which the largest probability of a row is rounded.
 const LARGEST_EXPONENT: f32 = 7.994_353_3;

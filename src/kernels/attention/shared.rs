@@ -18,7 +18,7 @@
 
 use super::super::aligned_buffer::LINE;
 use super::super::disjoint::DisjointMutPtr;
-use super::super::gemm::{Bf16, Convert, Dot, F32, Format, STREAM_AHEAD, Shape, place};
+use super::super::gemm::{Bf16, Convert, DotGroups, F32, Format, STREAM_AHEAD, Shape, place};
 use super::super::isa::{Isa, Kernel, Level};
 use super::super::rows::Rows;
 use super::formats::AttentionFormat;
@@ -114,7 +114,9 @@ impl PackShared<'_> {
 }
 
 /// A format in which keys and values can be one matrix.
-pub(super) trait SharedFormat<I: Isa>: AttentionFormat<I> + Dot<I, Sum = I::F> {
+pub(super) trait SharedFormat<I: Isa>:
+    AttentionFormat<I> + DotGroups<I, Sum = I::F>
+{
     /// Number of tokens with which a tile of queries is multiplied before the next tile of queries follows, a multiple of
     /// [`TOKENS`].
     const TOKEN_BLOCK: usize;

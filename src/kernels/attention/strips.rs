@@ -7,7 +7,7 @@ use std::cell::RefCell;
 
 use super::super::aligned_buffer::{AlignedBuffer, LINE};
 use super::super::disjoint::DisjointMutPtr;
-use super::super::gemm::{Bf16, F32, Format, Int8, Prefetch, TileProduct, multiply};
+use super::super::gemm::{Bf16, F32, Format, Int8, Prefetch, TileProduct, WideBf16, multiply};
 use super::super::isa::{Isa, Kernel, MOST_COLUMNS, MOST_ROWS};
 use super::formats::{AttentionFormat, HeadMemory, QueryFactors, Scores};
 use super::shared::{self, SharedFormat, SharedScores, SharedSums};
@@ -45,6 +45,9 @@ impl Kernel for Strips<'_> {
     fn run<I: Isa>(self, isa: I) {
         let memory = self.run.memory;
         match (memory.format, memory.is_shared) {
+            (Format::Bf16, false) if I::WIDENS_BF16 => {
+                self.run_in::<I, WideBf16, Separate>(isa);
+            }
             (Format::Bf16, false) => self.run_in::<I, Bf16, Separate>(isa),
             (Format::Bf16, true) => self.run_in::<I, Bf16, Shared>(isa),
             (Format::F32, false) => self.run_in::<I, F32, Separate>(isa),
@@ -100,7 +103,8 @@ impl<'a> Strip<'a> {
         first: usize,
         rows: usize,
     ) -> Self {
-        let groups = |values: usize| values.div_ceil(D::GROUP).next_multiple_of(I::GROUPS);
+        let group = D::GROUP * D::ROW_LINES;
+        let groups = |values: usize| values.div_ceil(group).next_multiple_of(I::GROUPS);
         let (width, tokens) = (run.memory.heads.width, run.memory.tokens);
         let panels = tokens.div_ceil(I::LANES * I::VECTORS);
         let (key_groups, token_groups) = (groups(width), groups(tokens));
@@ -111,7 +115,8 @@ impl<'a> Strip<'a> {
     #[inline(always)]
     fn resize<I: Isa, D: AttentionFormat<I>>(self, buffers: &mut StripBuffers) {
         let columns = I::LANES * I::VECTORS;
-        buffers.queries.resize(self.key_groups.next_multiple_of(LINE) * self.rows);
+        let query_lines = self.key_groups.div_ceil(LINE) * D::ROW_LINES;
+        buffers.queries.resize(query_lines * LINE * self.rows);
         buffers.scores.resize(self.panels * self.rows * columns);
         let lines = (self.panels * columns).div_ceil(LINE * D::GROUP);
         buffers.probabilities.resize(lines * LINE * self.rows);

@@ -7,7 +7,7 @@ use super::super::activation::Activation;
 use super::super::disjoint::DisjointMutPtr;
 use super::super::isa::{Isa, MOST_COLUMNS};
 use super::super::pointwise::gelu;
-use super::format::{Bf16, F32, Format};
+use super::format::{Bf16, F32, Format, RowFormat, WideBf16};
 use super::rows::{ConvertPair, PackedOut, PackedRows};
 use super::weights::PackedWeights;
 
@@ -144,10 +144,9 @@ impl<'a> Finish<'a> {
                     self.finish(isa, self.value(isa, second.0, row, second.1), std::ptr::null()),
                 ];
                 match out.format {
-                    Format::Bf16 => <Bf16 as ConvertPair<I>>::pair(isa, pair, to, stride, panel),
-                    Format::F32 | Format::Int8 => {
-                        <F32 as ConvertPair<I>>::pair(isa, pair, to, stride, panel);
-                    }
+                    RowFormat::Bf16 => Bf16::pair(isa, pair, to, stride, panel),
+                    RowFormat::WideBf16 => WideBf16::pair(isa, pair, to, stride, panel),
+                    RowFormat::F32 | RowFormat::Int8 => F32::pair(isa, pair, to, stride, panel),
                 }
             }
         }

@@ -22,7 +22,7 @@ mod weights;
 
 pub use epilogue::Epilogue;
 pub use format::Format;
-pub(super) use format::{Bf16, Dot, F32, Int8, Shape};
+pub(super) use format::{Bf16, Dot, DotGroups, F32, Int8, Shape, WideBf16};
 pub(super) use rows::{Convert, ConvertPair, place, row_to_groups};
 pub(super) use tile::{Prefetch, STREAM_AHEAD, TileProduct, multiply};
 pub use weights::PackedWeights;
@@ -206,8 +206,9 @@ impl Partition {
     /// Chooses row blocks that fit into L2, and a number of panel blocks that gives about eight parts per thread, so
     /// that one busy core does not delay the others.
     fn new(level: Level, rows: usize, weights: &PackedWeights, threads: usize) -> Self {
-        let Shape { rows: tile, row_block_bytes, .. } = Shape::of(level);
-        let row_bytes = weights.groups() * 4;
+        let shape = Shape::of(level);
+        let Shape { rows: tile, row_block_bytes, .. } = shape;
+        let row_bytes = weights.k().div_ceil(shape.row_format(weights.format()).group()) * 4;
         let fits = (row_block_bytes / row_bytes / tile).max(1) * tile;
         let row_block = rows.div_ceil(rows.div_ceil(fits)).next_multiple_of(tile);
         let row_blocks = rows.div_ceil(row_block);

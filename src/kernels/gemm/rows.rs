@@ -10,7 +10,7 @@ use super::super::isa::{Isa, Kernel, Level};
 use super::super::pointwise::{LayerNorm, norm_row};
 use super::super::pool::Pool;
 use super::super::rows::Rows;
-use super::format::{Bf16, F32, Format, Int8, Shape};
+use super::format::{Bf16, F32, Format, Int8, RowFormat, Shape, WideBf16};
 
 /// Rows packed in tiles, and the quantization of each 8-bit row.
 #[derive(Debug, Default)]
@@ -39,7 +39,7 @@ pub(super) struct Source<'a> {
 const TILES_A_PART: usize = 2;
 
 impl PackedRows {
-    /// Packs `k` columns of `x`, in parallel on the pool.
+    /// Packs `k` columns of `x` for a product with weights in `format`, in parallel on the pool.
     pub(super) fn pack(
         &mut self,
         level: Level,
@@ -66,11 +66,12 @@ impl PackedRows {
         k: usize,
         format: Format,
     ) {
-        let tile = Shape::of(level).rows;
+        let shape = Shape::of(level);
+        let (tile, format) = (shape.rows, shape.row_format(format));
         self.rows = x.rows.rows;
         self.padded_groups = k.div_ceil(format.group()).next_multiple_of(LINE);
         self.groups.resize(self.rows * self.padded_groups);
-        if format == Format::Int8 {
+        if format == RowFormat::Int8 {
             self.quantised.resize(self.rows, Quantised::default());
         }
         let (rows, groups) = (self.rows, DisjointMutPtr(self.groups.as_mut_ptr()));
@@ -86,8 +87,8 @@ impl PackedRows {
         });
     }
 
-    /// Makes room for `rows` rows of `columns` values (rounded up to whole panels), which a product writes in `format`: f32
-    /// or bf16.
+    /// Makes room for `rows` rows of `columns` values (rounded up to whole panels), which a product writes for another
+    /// product with weights in `format`: f32 or bf16.
     pub(super) fn prepare(
         &mut self,
         level: Level,
@@ -97,7 +98,7 @@ impl PackedRows {
     ) -> PackedOut {
         assert_ne!(format, Format::Int8, "the range of a row is not known before its last value");
         let shape = Shape::of(level);
-        let columns = columns.next_multiple_of(shape.columns);
+        let (columns, format) = (columns.next_multiple_of(shape.columns), shape.row_format(format));
         self.rows = rows;
         self.padded_groups = columns.div_ceil(format.group()).next_multiple_of(LINE);
         self.groups.resize(rows * self.padded_groups);
@@ -127,7 +128,7 @@ pub(super) struct PackedOut {
     groups: DisjointMutPtr<u32>,
     rows: usize,
     padded_groups: usize,
-    pub(super) format: Format,
+    pub(super) format: RowFormat,
 }
 
 impl PackedOut {
@@ -147,7 +148,7 @@ struct PackTile<'a> {
     k: usize,
     first: usize,
     rows: usize,
-    format: Format,
+    format: RowFormat,
     /// Groups of all rows of the product.
     groups: DisjointMutPtr<u32>,
     /// Quantization of all rows; unused unless the format is 8-bit.
@@ -174,9 +175,10 @@ impl Kernel for PackTile<'_> {
             unsafe {
                 let to = groups.pointer().add(first * padded + index * LINE);
                 match format {
-                    Format::F32 => row_to_groups::<I, F32>(isa, row, rows, to, ()),
-                    Format::Bf16 => row_to_groups::<I, Bf16>(isa, row, rows, to, ()),
-                    Format::Int8 => {
+                    RowFormat::F32 => row_to_groups::<I, F32>(isa, row, rows, to, ()),
+                    RowFormat::Bf16 => row_to_groups::<I, Bf16>(isa, row, rows, to, ()),
+                    RowFormat::WideBf16 => row_to_groups::<I, WideBf16>(isa, row, rows, to, ()),
+                    RowFormat::Int8 => {
                         let (scaling, inverse) = quantise(isa, row, index + 1 < rows);
                         *quantised.pointer().add(first + index) = scaling;
                         row_to_groups::<I, Int8>(
@@ -237,6 +239,16 @@ impl<I: Isa> ConvertPair<I> for F32 {
 }
 
 #[expect(unsafe_code, reason = "groups by pointer")]
+impl<I: Isa> ConvertPair<I> for WideBf16 {
+    #[inline(always)]
+    unsafe fn pair(isa: I, [first, second]: [I::F; 2], to: *mut u32, stride: usize, index: usize) {
+        let rounded = [isa.round_to_bf16(first), isa.round_to_bf16(second)];
+        // SAFETY: this function's contract.
+        unsafe { F32::pair(isa, rounded, to, stride, index) };
+    }
+}
+
+#[expect(unsafe_code, reason = "groups by pointer")]
 impl<I: Isa> ConvertPair<I> for Bf16 {
     #[inline(always)]
     unsafe fn pair(isa: I, [first, second]: [I::F; 2], to: *mut u32, stride: usize, index: usize) {
@@ -288,6 +300,22 @@ impl<I: Isa> Convert<I> for F32 {
         for lane in (0..LINE).step_by(I::LANES) {
             // SAFETY: the vector lies within the line.
             unsafe { isa.store(to.add(lane).cast(), isa.load(from.add(lane))) };
+        }
+    }
+}
+
+#[expect(unsafe_code, reason = "whole lines by pointer")]
+impl<I: Isa> Convert<I> for WideBf16 {
+    const GROUP: usize = 1;
+    type Scaling = ();
+    #[inline(always)]
+    unsafe fn line(isa: I, from: *const f32, to: *mut u32, (): ()) {
+        for lane in (0..LINE).step_by(I::LANES) {
+            // SAFETY: the vector lies within the line.
+            unsafe {
+                let value = isa.round_to_bf16(isa.load(from.add(lane)));
+                isa.store(to.add(lane).cast(), value);
+            }
         }
     }
 }

@@ -5,7 +5,8 @@ use std::ops::Range;
 use super::super::aligned_buffer::{AlignedBuffer, LINE};
 use super::super::isa::{Isa, Kernel, MOST_COLUMNS, MOST_ROWS, MatrixTile};
 use super::epilogue::Finish;
-use super::format::{Bf16, Dot, F32, Format, Int8};
+use super::format::{Bf16, Dot, F32, Format, Int8, WideBf16};
+use super::rows::place;
 
 /// The rows and panels of a product that one part of a job computes.
 pub(super) struct Block<'a> {
@@ -23,6 +24,7 @@ impl Kernel for Block<'_> {
     fn run<I: Isa>(self, isa: I) {
         match self.finish.weights.format() {
             Format::F32 => block::<I, F32>(isa, self),
+            Format::Bf16 if I::WIDENS_BF16 => block::<I, WideBf16>(isa, self),
             Format::Bf16 => block::<I, Bf16>(isa, self),
             Format::Int8 => block::<I, Int8>(isa, self),
         }
@@ -52,7 +54,7 @@ fn block<I: Isa, D: Dot<I>>(isa: I, Block { finish, rows, panels, sums }: Block<
                 unsafe {
                     let kept = if k_blocks == 1 { 0 } else { row - rows.start };
                     let sums = sums.add(kept * columns);
-                    let a = packed.tile(row, height, k);
+                    let a = packed.tile(row, height, k * D::ROW_LINES);
                     let b = weights.panel(panel, k);
                     let next = b.wrapping_add(length * columns);
                     let prefetch = Prefetch::share_of_block::<I>(next, length, row, &rows);
@@ -79,7 +81,7 @@ thread_local! {
 pub(in crate::kernels) struct TileProduct {
     /// Number of rows of the tile.
     pub(in crate::kernels) rows: usize,
-    /// The packed rows of the tile, `groups` groups per row.
+    /// The packed rows of the tile, which `groups` groups of each column are multiplied with.
     pub(in crate::kernels) a: *const u32,
     /// The packed weights of the panel, `groups` groups per column.
     pub(in crate::kernels) b: *const u32,
@@ -148,8 +150,8 @@ impl Prefetch {
 /// Multiplies one tile with one panel.
 ///
 /// # Safety
-/// `rows` is 1 to `I::ROWS`. `a` is a tile of `rows` rows and `b` is a panel, both of `groups` groups; the last cache
-/// line of the tile is complete. `groups` is a multiple of `I::GROUPS`. `sums` is valid for `rows x columns` values.
+/// `rows` is 1 to `I::ROWS`. `a` is a tile of `rows` rows and `b` is a panel, both for `groups` groups of a column; the
+/// last cache line of the tile is complete. `groups` is a multiple of `I::GROUPS`. `sums` is valid for `rows x columns` values.
 #[inline(always)]
 #[expect(unsafe_code, reason = "tile, panel and sums by pointer")]
 pub(in crate::kernels) unsafe fn multiply<I: Isa, D: Dot<I>>(isa: I, product: TileProduct) {
@@ -226,38 +228,21 @@ unsafe fn tile<I: Isa, D: Dot<I>, const R: usize>(isa: I, operands: Operands) {
                 isa.prefetch(ahead.wrapping_add(line * LINE));
             }
             ahead = ahead.wrapping_add(lines * LINE);
-            for j in 0..LINE {
-                acc = step::<I, D, R>(isa, acc, a.add(j), b.add(j * columns));
+            for _ in 0..D::ROW_LINES {
+                for j in 0..LINE / D::ROW_LINES {
+                    acc = D::step(isa, acc, a.add(j * D::ROW_LINES), b.add(j * columns));
+                }
+                a = a.add(stride);
+                b = b.add(columns * (LINE / D::ROW_LINES));
             }
-            a = a.add(stride);
-            b = b.add(columns * LINE);
         }
         for j in 0..groups % LINE {
-            acc = step::<I, D, R>(isa, acc, a.add(j), b.add(j * columns));
+            let a = a.add(place(j * D::ROW_LINES, stride));
+            acc = D::step(isa, acc, a, b.add(j * columns));
         }
         for (r, acc) in acc.iter().enumerate() {
             D::store(isa, sums.add(r * columns), acc[0]);
             D::store(isa, sums.add(r * columns + I::LANES), acc[1]);
         }
-    }
-}
-
-/// Multiplies one group of every row with one group of every column, and adds the products to the sums in `acc`.
-#[inline(always)]
-#[expect(unsafe_code, reason = "tile and panel by pointer")]
-unsafe fn step<I: Isa, D: Dot<I>, const R: usize>(
-    isa: I,
-    mut acc: [[D::Sum; 2]; R],
-    a: *const u32,
-    b: *const u32,
-) -> [[D::Sum; 2]; R] {
-    // SAFETY: the contract of `multiply`.
-    unsafe {
-        let (b0, b1) = (isa.load_groups(b), isa.load_groups(b.add(I::LANES)));
-        for (r, acc) in acc.iter_mut().enumerate() {
-            let a = isa.splat_group(*a.add(r * LINE));
-            *acc = [D::dot(isa, acc[0], a, b0), D::dot(isa, acc[1], a, b1)];
-        }
-        acc
     }
 }

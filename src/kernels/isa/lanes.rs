@@ -25,6 +25,10 @@ pub(in crate::kernels) unsafe trait Isa:
     fn is_refused() -> bool {
         false
     }
+    /// True if this CPU has the set, but a lower set is faster on it.
+    fn is_slow() -> bool {
+        false
+    }
     /// True if the set is emulated in software. Only tests emulate sets.
     fn is_emulated() -> bool {
         false
@@ -58,6 +62,8 @@ pub(in crate::kernels) unsafe trait Isa:
     const GROUPS: usize = 1;
     /// True if [`Isa::matrix_tile`] multiplies bf16 and 8-bit integers.
     const MATRIX_UNIT: bool = false;
+    /// True if bf16 is multiplied as f32, because the set has no dot product of bf16.
+    const WIDENS_BF16: bool = false;
 
     /// Asks the CPU to load the cache line at `from` into the first-level cache; on sets without such an instruction,
     /// does nothing. Any address is allowed.
@@ -147,6 +153,10 @@ pub(in crate::kernels) unsafe trait Isa:
     /// Rounds to bf16 (ties to even) and packs each pair of adjacent lanes into one group: first the pairs of `first`,
     /// then those of `second`.
     fn pack_bf16(self, first: Self::F, second: Self::F) -> Self::G;
+    /// Rounds to bf16 (ties to even); NaN stays NaN.
+    fn round_to_bf16(self, a: Self::F) -> Self::F;
+    /// Converts groups of two bf16 values to f32. Returns the first values, then the second ones.
+    fn widen_bf16(self, groups: Self::G) -> [Self::F; 2];
     /// Pairs each bf16 value of `even` (lower half of a group) with the value of `odd` at the same place (upper half). The
     /// two results together hold all pairs, in the set's own order.
     fn interleave_bf16(self, even: Self::G, odd: Self::G) -> [Self::G; 2];

@@ -5,10 +5,9 @@
 ///
 /// A level has the name of its proof type, which must be in scope. `name` is the value of the setting `cpu_isa`.
 /// `features` are the features that the kernels are compiled with; the proof type's `detect` must check all of them.
-/// `has_bf16` is true if the level multiplies bf16 faster than f32.
 macro_rules! levels {
     ($($(#[$doc:meta])* $level:ident {
-        name: $name:literal, features: $features:literal, has_bf16: $has_bf16:literal $(,)?
+        name: $name:literal, features: $features:literal $(,)?
     })*) => {
         use $crate::kernels::isa::{Isa, Kernel, Portable};
 
@@ -44,12 +43,12 @@ macro_rules! levels {
                 }
             }
 
-            /// True if the level multiplies bf16 faster than f32.
+            /// True if this CPU has the instructions of the level, but a lower level is faster on it.
             #[must_use]
-            pub fn has_bf16(self) -> bool {
+            pub fn is_slow(self) -> bool {
                 match self {
-                    Self::Portable => false,
-                    $(Self::$level => $has_bf16,)*
+                    Self::Portable => Portable::is_slow(),
+                    $(Self::$level => $level::is_slow(),)*
                 }
             }
 

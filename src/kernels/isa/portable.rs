@@ -46,6 +46,7 @@ unsafe impl Isa for Portable {
     const LANES: usize = LANES;
     const ROWS: usize = 4;
     const VECTORS: usize = 2;
+    const WIDENS_BF16: bool = true;
 
     #[inline(always)]
     fn splat(self, value: f32) -> Self::F {
@@ -169,6 +170,14 @@ unsafe impl Isa for Portable {
     fn pack_bf16(self, first: Self::F, second: Self::F) -> Self::G {
         let pair = |of: Self::F, i: usize| to_bf16(of[i]) | to_bf16(of[i + 1]) << 16;
         [pair(first, 0), pair(first, 2), pair(second, 0), pair(second, 2)]
+    }
+    #[inline(always)]
+    fn round_to_bf16(self, a: Self::F) -> Self::F {
+        a.map(|a| f32::from_bits(to_bf16(a) << 16))
+    }
+    #[inline(always)]
+    fn widen_bf16(self, groups: Self::G) -> [Self::F; 2] {
+        [groups.map(|group| widen(group).0), groups.map(|group| widen(group).1)]
     }
     #[inline(always)]
     fn interleave_bf16(self, even: Self::G, odd: Self::G) -> [Self::G; 2] {

@@ -10,29 +10,25 @@ use crate::kernels::isa::level::levels;
 
 levels! {
     /// AVX2 and FMA: eight f32 lanes.
-    Avx2 { name: "avx2", features: "avx2,fma", has_bf16: false }
+    Avx2 { name: "avx2", features: "avx2,fma" }
     /// AVX-512 F, BW, DQ, VL: sixteen f32 lanes.
     Avx512 {
         name: "avx512",
         features: "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl",
-        has_bf16: false,
     }
     /// AVX-512 with VNNI: dot products of four 8-bit integers.
     Avx512Vnni {
         name: "avx512-vnni",
         features: "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni",
-        has_bf16: false,
     }
     /// AVX-512 with BF16: dot products of two bf16 values.
     Avx512Bf16 {
         name: "avx512-bf16",
         features: "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16",
-        has_bf16: true,
     }
     /// AMX: multiplies tiles of bf16 or 8-bit integers, accumulating into 16 x 16 sums (f32 or i32).
     Amx {
         name: "amx",
         features: "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16",
-        has_bf16: true,
     }
 }

@@ -69,6 +69,16 @@ unsafe fn bf16_bits_256(value: __m256) -> __m256i {
     }
 }
 
+/// Converts groups of two bf16 values to f32: the first values, then the second ones.
+#[inline(always)]
+unsafe fn widen_256(groups: __m256i) -> [__m256; 2] {
+    // SAFETY: callers have proof of AVX2.
+    unsafe {
+        let upper = _mm256_and_si256(groups, _mm256_set1_epi32(0xffff_0000_u32 as i32));
+        [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(groups)), _mm256_castsi256_ps(upper)]
+    }
+}
+
 /// Like [`bf16_bits_256`], for vectors of AVX-512.
 #[inline(always)]
 unsafe fn bf16_bits_512(value: __m512) -> __m512i {
@@ -95,6 +105,7 @@ unsafe impl Isa for Avx2 {
     // A tile needs 6 x 2 accumulators, 2 registers for the weights and 1 for the rows: 15 of 16 registers.
     const ROWS: usize = 6;
     const VECTORS: usize = 2;
+    const WIDENS_BF16: bool = true;
 
     forward! {
         prefetch(from: *const u32) -> () = _mm_prefetch::<_MM_HINT_T0>(from.cast());
@@ -129,11 +140,14 @@ unsafe impl Isa for Avx2 {
         dot_f32(acc: __m256, a: __m256i, b: __m256i) -> __m256 =
             _mm256_fmadd_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), acc);
         dot_bf16(acc: __m256, a: __m256i, b: __m256i) -> __m256 = {
-            let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
-            let low = |x| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(x));
-            let upper = |x| _mm256_castsi256_ps(_mm256_and_si256(x, high));
-            _mm256_fmadd_ps(upper(a), upper(b), _mm256_fmadd_ps(low(a), low(b), acc))
+            let ([a0, a1], [b0, b1]) = (widen_256(a), widen_256(b));
+            _mm256_fmadd_ps(a1, b1, _mm256_fmadd_ps(a0, b0, acc))
         };
+        round_to_bf16(a: __m256) -> __m256 = {
+            let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+            _mm256_castsi256_ps(_mm256_and_si256(bf16_bits_256(a), high))
+        };
+        widen_bf16(groups: __m256i) -> [__m256; 2] = widen_256(groups);
         dot_int8(acc: __m256i, a: __m256i, b: __m256i) -> __m256i = {
             // `vpmaddubsw` would saturate. Products of 16-bit operands, summed in 32 bits, do not.
             let bytes = _mm256_set1_epi32(0x00ff_00ff);
@@ -186,7 +200,7 @@ unsafe impl Isa for Avx2 {
 
 /// Implements [`Isa`] for the AVX-512 sets, which differ only in the arguments of this macro.
 macro_rules! avx512 {
-    ($($set:ident($detect:expr): $dot_bf16:expr, $dot_int8:expr, $pair_bf16:expr, $pack_bf16:expr $(, $unit:tt)?;)*) => {$(
+    ($($set:ident($detect:expr): widens_bf16 $widens_bf16:literal, $dot_bf16:expr, $dot_int8:expr, $pair_bf16:expr, $pack_bf16:expr $(, $unit:tt)?;)*) => {$(
         // SAFETY: only `detect` constructs a value.
         unsafe impl Isa for $set {
             #[inline]
@@ -199,6 +213,7 @@ macro_rules! avx512 {
             const LANES: usize = 16;
             avx512!(@tile $($unit)?);
             const VECTORS: usize = 2;
+            const WIDENS_BF16: bool = $widens_bf16;
 
             forward! {
                 prefetch(from: *const u32) -> () = _mm_prefetch::<_MM_HINT_T0>(from.cast());
@@ -237,6 +252,11 @@ macro_rules! avx512 {
                     _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), acc);
                 dot_bf16(acc: __m512, a: __m512i, b: __m512i) -> __m512 = $dot_bf16(acc, a, b);
                 dot_int8(acc: __m512i, a: __m512i, b: __m512i) -> __m512i = $dot_int8(acc, a, b);
+                round_to_bf16(a: __m512) -> __m512 = {
+                    let high = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+                    _mm512_castsi512_ps(_mm512_and_si512(bf16_bits_512(a), high))
+                };
+                widen_bf16(groups: __m512i) -> [__m512; 2] = widen_512(groups);
                 pair_bf16(even: __m512, odd: __m512) -> __m512i = $pair_bf16(even, odd);
                 pack_bf16(first: __m512, second: __m512) -> __m512i = $pack_bf16(first, second);
                 interleave_bf16(even: __m512i, odd: __m512i) -> [__m512i; 2] =
@@ -264,6 +284,13 @@ macro_rules! avx512 {
     // A tile needs 12 x 2 accumulators, 2 registers for the weights and 1 for the rows: 27 of 32 registers.
     (@tile) => {
         const ROWS: usize = 12;
+    };
+    (@tile bf16_unit) => {
+        const ROWS: usize = 12;
+
+        fn is_slow() -> bool {
+            has_slow_bf16()
+        }
     };
     // A product needs 2 x 2 tile registers for the sums, 2 for the rows and 2 for the weights: all 8 tile registers.
     (@tile matrix_unit) => {
@@ -301,11 +328,12 @@ macro_rules! avx512 {
 }
 
 avx512! {
-    Avx512(has_avx512()): dot_bf16_by_f32, dot_int8_by_i16, pair_bf16_by_integers, pack_bf16_by_integers;
-    Avx512Vnni(has_vnni()): dot_bf16_by_f32, _mm512_dpbusd_epi32, pair_bf16_by_integers, pack_bf16_by_integers;
-    Avx512Bf16(has_bf16()): dot_bf16, _mm512_dpbusd_epi32, pair_bf16, pack_bf16;
+    Avx512(has_avx512()): widens_bf16 true, dot_bf16_by_f32, dot_int8_by_i16, pair_bf16_by_integers, pack_bf16_by_integers;
+    Avx512Vnni(has_vnni()):
+        widens_bf16 true, dot_bf16_by_f32, _mm512_dpbusd_epi32, pair_bf16_by_integers, pack_bf16_by_integers;
+    Avx512Bf16(has_bf16()): widens_bf16 false, dot_bf16, _mm512_dpbusd_epi32, pair_bf16, pack_bf16, bf16_unit;
     Amx(has_bf16() && (amx::Support::of_this_process() == amx::Support::Usable || Amx::is_emulated())):
-        dot_bf16, _mm512_dpbusd_epi32, pair_bf16, pack_bf16, matrix_unit;
+        widens_bf16 false, dot_bf16, _mm512_dpbusd_epi32, pair_bf16, pack_bf16, matrix_unit;
 }
 
 #[inline]
@@ -325,6 +353,15 @@ fn has_vnni() -> bool {
 #[inline]
 fn has_bf16() -> bool {
     has_vnni() && is_x86_feature_detected!("avx512bf16")
+}
+
+/// True if the CPU multiplies bf16 slower than f32. Intel's processors since Sapphire Rapids multiply bf16 by AMX, which
+/// hypervisors often hide. They start a `vdpbf16ps` only every second cycle, and two FMAs in each cycle: two cores of family
+/// 6, model 207 reached 154 GFLOP/s in bf16 and 262 in f32 (2026-12-01). These processors are told by AVX512-FP16.
+fn has_slow_bf16() -> bool {
+    let id = __cpuid(0);
+    let vendor = [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes).concat();
+    vendor == b"GenuineIntel" && is_x86_feature_detected!("avx512fp16")
 }
 
 /// Returns the sums of four vectors.
@@ -356,14 +393,22 @@ unsafe fn in_order_512([first, second]: [__m512; 2]) -> [__m512; 2] {
     }
 }
 
+/// Converts groups of two bf16 values to f32: the first values, then the second ones.
+#[inline(always)]
+unsafe fn widen_512(groups: __m512i) -> [__m512; 2] {
+    // SAFETY: only AVX-512 sets call this.
+    unsafe {
+        let upper = _mm512_and_si512(groups, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+        [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(groups)), _mm512_castsi512_ps(upper)]
+    }
+}
+
 #[inline(always)]
 unsafe fn dot_bf16_by_f32(acc: __m512, a: __m512i, b: __m512i) -> __m512 {
     // SAFETY: only AVX-512 sets call this.
     unsafe {
-        let high = _mm512_set1_epi32(0xffff_0000_u32 as i32);
-        let low = |x| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(x));
-        let upper = |x| _mm512_castsi512_ps(_mm512_and_si512(x, high));
-        _mm512_fmadd_ps(upper(a), upper(b), _mm512_fmadd_ps(low(a), low(b), acc))
+        let ([a0, a1], [b0, b1]) = (widen_512(a), widen_512(b));
+        _mm512_fmadd_ps(a1, b1, _mm512_fmadd_ps(a0, b0, acc))
     }
 }
 

@@ -2,7 +2,8 @@
 # Builds the tests with a checker of memory or threads, and runs them. Fails on any report.
 #
 #   tests/sanitizers/run.sh address          AddressSanitizer and LeakSanitizer: unit and integration tests
-#   tests/sanitizers/run.sh address --lib    the same for the unit tests and code of this package only; see `.ci/run`
+#   tests/sanitizers/run.sh address --lib    the same for the unit tests and code of this package only
+#   tests/sanitizers/run.sh address --kernels  the same for the CPU kernels only, which hold almost all unsafe code
 #   tests/sanitizers/run.sh thread           ThreadSanitizer: the tests that start threads
 #   tests/sanitizers/run.sh valgrind         valgrind memcheck: values that were never written, in pure code
 #   tests/sanitizers/run.sh miri             Miri: undefined behaviour, in pure code
@@ -20,7 +21,7 @@ form=${1:-}
 parts=(--lib --test it)
 case "$*" in
   address | thread) ;;
-  valgrind | miri | "address --lib") parts=(--lib) ;;
+  valgrind | miri | "address --lib" | "address --kernels") parts=(--lib) ;;
   *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
 rustc=${RUSTC:-rustc}
@@ -64,6 +65,11 @@ build_package_sanitized() {
   printf '    built in %s s\n' "$((SECONDS - started))"
 }
 
+# The same with the sanitizer in the package `tests/sanitizers/kernels` alone.
+build_kernels_sanitized() {
+  build_sanitized --manifest-path tests/sanitizers/kernels/Cargo.toml
+}
+
 # Runs each planted defect whose name begins with $1 in a process of its own. A report with the words $2 must follow.
 # The other arguments are a command that runs the test binary.
 planted() {
@@ -98,7 +104,10 @@ case $form in
   address)
     echo "  not seen: C code (ring), inline assembly, and what a real matrix unit reads and writes"
     skip gpu:: "its kernels run on stacks of their own; tests/gpu/sanitize.sh checks them"
-    if [ "${#parts[@]}" = 1 ]; then
+    if [ "${2:-}" = --kernels ]; then
+      echo "  skipped: all other code, which is safe or runs in tests/gpu/sanitize.sh: run it without --kernels"
+      build_kernels_sanitized
+    elif [ "${#parts[@]}" = 1 ]; then
       echo "  skipped: the integration tests and their servers, and code of other packages: run it without --lib"
       build_package_sanitized
     else

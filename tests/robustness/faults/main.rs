@@ -3,8 +3,8 @@
 //! the fault is gone the service is as good as new.
 //!
 //! ```text
-//! cargo test --features failpoints --test faults
-//! cargo test --release --features failpoints --test faults -- --ignored --nocapture
+//! cargo test --test faults
+//! cargo test --release --test faults -- --ignored --nocapture
 //! ```
 //!
 //! A process of its own, because places are switched on for a whole process.

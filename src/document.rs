@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_is_told_in_plain_words() {
+    fn the_error_for_a_document_that_is_no_object_is_in_plain_words() {
         let cases = [
             ("", "config.json is empty; copy or download it again"),
             (

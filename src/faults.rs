@@ -25,7 +25,7 @@ pub const PLACES: [&str; 24] = [
     "engine::accept",
     "engine::turn",
     "engine::encode",
-    "engine::score",
+    "engine::single_pass",
     "engine::open",
     "engine::step",
     "engine::send",

@@ -27,12 +27,12 @@
 //! | `demo` | the demo models, which are embedded in the binary |
 //! | `fairness` | fair queueing among clients and calls, and the share of a capacity that each may hold |
 //! | `faults` | fault injection for tests, only with the cargo feature `failpoints` |
-//! | `mutations` | mended defects that tests bring back, to show that they are found |
+//! | `mutations` | fixed defects that tests bring back, to show that they are found |
 //! | `platform` | the clock and the threads of the process, which a simulation replaces |
 //! | `http` | router, endpoints, extractors, errors, OpenAPI |
 //! | `mcp` | the tools of the Model Context Protocol: their arguments, files and answers |
 //! | `annotate` | runs one task over many pictures: finds them, writes tables and files beside them |
-//! | `telemetry` | logging and metrics |
+//! | `telemetry` | logging, metrics and traces |
 //! | `settings` | how a folder declares its settings: the trait, checks, and the forms in which values are written |
 //! | `config` | turns file, environment and flags into validated settings |
 //! | `cli` | the commands |

@@ -1,8 +1,8 @@
-//! Defects that were found and mended once, and that tests bring back one by one, to show that the simulation of the
+//! Defects that were found and fixed once, and that tests bring back one by one, to show that the simulation of the
 //! whole service (`app/simulation`) finds each of them. Other builds contain none of them: [`is_active`] is a constant
 //! there.
 
-/// A defect, as it was before it was mended. The names in brackets are those of `docs/reliability.md`.
+/// A defect, as it was before it was fixed. The names in brackets are those of `docs/reliability.md`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mutation {
     /// A call reserves a row and the declared length of its body before any of the body has arrived, and clients have no

@@ -46,15 +46,26 @@ pub(super) fn needed(config: &Config) -> u64 {
     (sockets as u64).saturating_add(fetches as u64).saturating_add(RESERVED_DESCRIPTORS)
 }
 
+/// Describes a limit that is too low. The server and the doctor say the same.
+pub(super) fn shortage(limit: u64, needed: u64) -> String {
+    format!(
+        "this process may open {limit} file descriptors, but server.max_connections and other settings need up to \
+         {needed}"
+    )
+}
+
+/// Returns what to do about a limit that is too low.
+pub(super) fn advice(needed: u64) -> String {
+    format!(
+        "raise the limit (ulimit -n {needed}, LimitNOFILE={needed}, docker run --ulimit nofile={needed}) or lower \
+         server.max_connections"
+    )
+}
+
 fn warn(limit: Option<u64>, needed: u64) {
     let limit = limit.unwrap_or(u64::MAX);
-    tracing::warn!(
-        limit,
-        needed,
-        "this process may open {limit} file descriptors, but server.max_connections and other settings need up to \
-         {needed}: new connections will have to wait; raise the limit (ulimit -n {needed}, LimitNOFILE={needed}, \
-         docker run --ulimit nofile={needed}) or lower server.max_connections"
-    );
+    let (shortage, advice) = (shortage(limit, needed), advice(needed));
+    tracing::warn!(limit, needed, "{shortage}: new connections will have to wait; {advice}");
 }
 
 /// What to do about the soft limit.

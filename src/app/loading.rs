@@ -8,7 +8,7 @@ use anyhow::Context;
 
 use super::bar::LoadBar;
 use super::compute::{Backends, ChosenOps, Compute, LoadedBackends};
-use super::memory_budget::{MemoryBudget, MemoryLimit};
+use super::memory_budget::{HostShare, MemoryBudget, MemoryLimit, weight_bytes};
 use super::start_error::VocabularyMismatch;
 use crate::config::Config;
 use crate::demo::{self, DemoFile, DemoModel};
@@ -18,11 +18,11 @@ use crate::fairness;
 use crate::http::{Model, Models};
 use crate::hub::{self, CheckpointFiles, CheckpointSource, DownloadProgress, ModelSource};
 use crate::input::{InputSettings, Tokenizer};
-use crate::model::load::{CheckpointWeights, File, ModelFiles, WeightFiles};
+use crate::model::load::{File, ModelFiles, WeightFiles};
 use crate::model::ops::Ops;
 use crate::model::preprocessor::deciding_file;
 use crate::model::{self, BlipBackend, LoadEvent, Loaded, ModelSpec, Placement, Vocabulary};
-use crate::task::{Device, Dtype, ModelInfo};
+use crate::task::ModelInfo;
 use crate::telemetry::metrics::Metrics;
 
 /// The loaded models, in two parts: one for the engine, and one for the HTTP handlers.
@@ -134,7 +134,8 @@ fn load_files(
     others.iter().try_for_each(|compute| compute.check_device())?;
     let workers =
         HostShare { device: compute.placement.device, workers: config.compute.device.workers() };
-    let budget = budget(config, workers, weight_bytes(&specs, compute.placement)?);
+    let weights = weight_bytes(&specs, compute.placement)?;
+    let budget = MemoryBudget::of(config, workers, weights);
     tracing::info!(memory.bound_bytes = budget.total(), "memory allowed by the settings: {budget}");
     budget.check(MemoryLimit::detect()).map_err(anyhow::Error::msg)?;
     let kv_bytes = fairness::with_reserve(config.engine.max_kv_bytes);
@@ -375,114 +376,4 @@ fn report(loaded: &Loaded<'_>, metrics: &Metrics) {
         info.name,
         info.role().name(),
     );
-}
-
-/// Estimates the size of the weights in host memory, in bytes. Models from the same files share their weights, so they
-/// are counted once. A tower that models from different files share is counted once for each of them.
-pub(super) fn weight_bytes(specs: &[ModelSpec], placement: Placement) -> anyhow::Result<u64> {
-    // Hundredths of a byte per parameter. With the kernels, embedding tables stay f32, a language model head that is
-    // tied to its embedding table is stored a second time, and with int8 some layers are bf16. A base caption model
-    // (224 M parameters) took 1.1 GB in f32, 560 MB in bf16 and 330 MB in int8.
-    let hundredths = match (placement.device, placement.dtype) {
-        (Device::Cuda(_), _) => 0,
-        (Device::Cpu, Dtype::F32) => 500,
-        (Device::Cpu, Dtype::Bf16) => 255,
-        (Device::Cpu, Dtype::F16) => 200,
-        (Device::Cpu, Dtype::Int8) => 150,
-    };
-    let mut parameters = 0;
-    for (index, spec) in specs.iter().enumerate() {
-        if specs[..index].iter().any(|other| other.files == spec.files) {
-            continue;
-        }
-        let weights = CheckpointWeights::open(&spec.files.weights)
-            .with_context(|| format!("cannot load model {}", spec.name))?;
-        parameters += weights.parameter_count();
-    }
-    Ok(parameters * hundredths / 100)
-}
-
-/// What decides which buffers are in the memory of the host, and how often.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct HostShare {
-    /// The device of the first worker. The others are on devices of the same kind.
-    pub(super) device: Device,
-    /// Number of workers, at least 1.
-    pub(super) workers: u64,
-}
-
-/// Returns what the settings allow in the memory of the host. On a GPU, features and KV caches are in the memory of the
-/// device. Each worker admits requests of its own.
-pub(super) fn budget(config: &Config, share: HostShare, weights: u64) -> MemoryBudget {
-    let on_host = |bytes: u64| match share.device {
-        Device::Cpu => bytes,
-        Device::Cuda(_) => 0,
-    };
-    MemoryBudget {
-        weights,
-        // Includes the reserve, a quarter on top of the capacity, for clients that currently use little memory; the KV
-        // cache has the same reserve.
-        bodies: fairness::with_reserve(config.engine.capacity_bytes) * share.workers,
-        bulk: config.http.bulk.most_bytes(),
-        fetched: config.fetch.most_bytes(config.http.input.max_image_bytes),
-        decoding: config.images.decode_budget_bytes,
-        pixels: config.images.pixel_cache_bytes,
-        // If there is a feature cache, pinned features are part of it, so the larger of the two limits bounds both.
-        features: on_host(
-            config.engine.feature_cache_bytes.max(config.engine.max_pinned_feature_bytes),
-        ),
-        kv: on_host(fairness::with_reserve(config.engine.max_kv_bytes)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::{Environment, Flags, load};
-
-    const CPU: HostShare = HostShare { device: Device::Cpu, workers: 1 };
-
-    /// The server refuses to start in a container whose limit is below what its settings allow.
-    #[test]
-    fn the_containers_of_the_repository_have_the_memory_that_their_settings_allow() {
-        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-        let flags = Flags { config: Some(root.join("config/docker.toml")), ..Flags::default() };
-        let config = load(&flags, &Environment::default()).unwrap();
-        // 3.5 GB of weights of three base models in f32.
-        let on_cpu = |weights| budget(&config, CPU, weights);
-        let (demo, official) = (on_cpu(64 << 20), on_cpu(3_500_000_000));
-        let on_gpu = budget(&config, HostShare { device: Device::Cuda(0), workers: 1 }, 0);
-        for (file, before, unit, needed) in [
-            ("docker-compose.yml", "      - demo", "g\n", demo),
-            ("docker-compose.yml", "      - official", "g\n", official),
-            ("docker-compose.yml", "      - cuda", "g\n", on_gpu),
-            ("deploy/kubernetes/demo/server.yaml", "limits:", "Gi }", demo),
-            ("deploy/kubernetes/official/server.yaml", "limits:", "Gi }", official),
-            ("deploy/kubernetes/cuda/server.yaml", "limits:", "Gi,", on_gpu),
-        ] {
-            let text = std::fs::read_to_string(root.join(file)).unwrap();
-            let (_, rest) = text.split_once(before).expect(before);
-            let end = rest.find(unit).expect(unit);
-            let digits = rest[..end].rfind(|c: char| !c.is_ascii_digit()).map_or(0, |at| at + 1);
-            let gibibytes: u64 = rest[digits..end].parse().expect("a number of GiB");
-            let limit = MemoryLimit::Cgroup(gibibytes << 30);
-            assert_eq!(needed.check(Some(limit)), Ok(()), "{file}, {before}");
-        }
-    }
-
-    #[test]
-    fn fetched_files_count_where_fetching_is_on() {
-        let fetched = |enabled: &str| {
-            let variables = [
-                ("BLIP__FETCH__ENABLED", enabled),
-                ("BLIP__FETCH__MAX_CONCURRENT", "3"),
-                ("BLIP__INPUT__MAX_IMAGE_BYTES", "1000000"),
-            ];
-            let own = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
-            let environment: Environment = variables.into_iter().map(own).collect();
-            let config = load(&Flags::default(), &environment).unwrap();
-            budget(&config, CPU, 0).fetched
-        };
-        assert_eq!([fetched("false"), fetched("true")], [0, 3_000_000]);
-    }
 }

@@ -8,9 +8,10 @@
 //! - `loading`: resolves sources to files, and loads models and tokenizers.
 //! - `local`: the service without a listener, for commands that process files.
 //! - `mock`: mock models with fixed latencies, instead of loaded ones.
-//! - `memory_budget`: compares the sum of all memory bounds with the memory limit.
+//! - `memory_budget`: what the settings and the weights may take of the memory, compared with its limit.
 //! - `service_manager`: tells systemd, or another service manager, what the server does.
 //! - `simulation`: tests of the whole service under one seed.
+//! - `port`: why a port cannot be bound, and what to do.
 //! - `start_error`: decides whether a checkpoint is at fault for a failed start.
 //! - [`mod@bench`]: measures the models without a server.
 
@@ -23,6 +24,7 @@ mod loading;
 mod local;
 mod memory_budget;
 mod mock;
+pub(crate) mod port;
 mod service_manager;
 #[cfg(test)]
 mod simulation;
@@ -43,7 +45,7 @@ use crate::http::{self, Drained, HttpState, Listener, Services};
 use crate::images::{Images, ImagesSettings};
 use crate::platform;
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::trace::Tracer;
+use crate::telemetry::trace::{LAST_EXPORT, Tracer};
 use compute::Compute;
 pub use local::LocalService;
 pub use mock::MockSettings;
@@ -52,6 +54,11 @@ pub use start_error::is_checkpoint_fault;
 
 /// How long the workers may still run their last work units after all requests have been answered.
 const LAST_UNIT: Duration = Duration::from_secs(2);
+
+/// Longest time from the end of the drain timeout to the end of the process: the last responses, the last work units, and
+/// the last export of traces, one after the other.
+const AFTER_THE_DRAIN: Duration =
+    http::LAST_ANSWERS.saturating_add(LAST_UNIT).saturating_add(LAST_EXPORT);
 
 /// A server that is assembled but does not serve yet; [`serve`](Self::serve) runs it.
 pub struct App {
@@ -128,7 +135,7 @@ impl App {
     ///
     /// # Errors
     /// When a model cannot be found, downloaded or loaded, the engine cannot start, or the drain timeout ended requests
-    /// without an answer; [`WarmUpError`] when a loaded model cannot run inference; [`WorkerEnded`] when the worker
+    /// without an answer; [`WarmUpError`] when a loaded model cannot run inference; [`WorkerEnded`] when a worker
     /// thread ended or hung.
     pub async fn serve(
         mut self,
@@ -204,7 +211,7 @@ impl App {
         outcome?;
         let join = tokio::task::spawn_blocking(move || engine.join());
         if let Ok(joined) = tokio::time::timeout(LAST_UNIT, join).await {
-            joined.context("the worker did not end")?;
+            joined.context("a worker did not end")?;
         } else {
             // All requests have been answered, so do not wait for a work unit or a backend that is being rebuilt.
             tracing::warn!("a worker is still busy; ending without waiting for it");
@@ -376,7 +383,7 @@ mod tests {
     async fn a_worker_that_ends_by_itself_ends_the_server_with_an_error() {
         let (app, engine, control) = app();
         let handle = engine.handle();
-        app.state.lifecycle().loaded();
+        app.state.lifecycle().mark_loaded();
         assert_eq!((app.metrics.ready.get(), worker_up(&app)), (1, 1));
         control.kill_worker();
         let mut admission =
@@ -420,7 +427,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_that_is_told_to_stop_ends_well() {
+    async fn a_shutdown_without_requests_ends_without_an_error() {
         let (app, engine, _) = app();
         let (shutdown, closing) = (CancellationToken::new(), CancellationToken::new());
         shutdown.cancel();

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::LAST_UNIT;
+use super::AFTER_THE_DRAIN;
 use crate::config::{DrainSettings, NotifySocket, ServiceManager};
 use crate::http::{HttpState, Readiness};
 
@@ -32,9 +32,6 @@ const INTERVAL: Duration = Duration::from_secs(5);
 /// How much more time the server asks for while it loads; several times [`INTERVAL`], so that a late message does no
 /// harm.
 const MORE_TIME_TO_START: Duration = Duration::from_secs(60);
-
-/// What the end of the process takes beyond the drain: the last responses, and the last work unit of the worker.
-const AFTER_THE_DRAIN: Duration = LAST_UNIT.saturating_add(Duration::from_secs(3));
 
 /// Sends notifications until it is dropped.
 pub(super) struct Notifier {
@@ -145,7 +142,7 @@ impl Report {
         Self { has_watchdog, drain, last_status: None, is_ready_sent: false }
     }
 
-    /// Returns the next message, which may be empty. `is_alive` is false if the worker has ended or hangs.
+    /// Returns the next message, which may be empty. `is_alive` is false if a worker has ended or hangs.
     fn next(&mut self, readiness: Readiness, is_alive: bool) -> String {
         let mut lines = Vec::new();
         let status = status(readiness, is_alive);
@@ -179,7 +176,7 @@ fn status(readiness: Readiness, is_alive: bool) -> &'static str {
         (Readiness::Ready, _) => "ready",
         (Readiness::Draining, _) => "shutting down: finishing the requests in progress",
         (Readiness::WorkerDown, true) => "not ready: reloading the models after a failure",
-        (Readiness::WorkerDown, false) => "failed: the worker has ended or hangs",
+        (Readiness::WorkerDown, false) => "failed: a worker has ended or hangs",
     }
 }
 
@@ -222,7 +219,7 @@ mod tests {
         }
         assert_eq!(report.next(Readiness::WorkerDown, true).lines().last(), Some("WATCHDOG=1"));
         let down = report.next(Readiness::WorkerDown, false);
-        assert_eq!(down, "STATUS=failed: the worker has ended or hangs");
+        assert_eq!(down, "STATUS=failed: a worker has ended or hangs");
     }
 
     #[test]

@@ -52,7 +52,7 @@ mod tests {
     use std::path::PathBuf;
 
     #[test]
-    fn content_is_told_from_a_disk_that_fails_through_layers_of_context() {
+    fn a_content_error_is_distinguished_from_a_failing_disk_through_layers_of_context() {
         let path = || PathBuf::from("config.json");
         let source = std::io::Error::other("disk full");
         let cases = [

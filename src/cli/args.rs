@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_stand_before_after_and_without_a_command() {
+    fn flags_are_accepted_before_after_and_without_a_command() {
         for line in [
             "blip-server --listen 127.0.0.1:0 --model a/b --model x=c/d",
             "blip-server serve --listen 127.0.0.1:0 --model a/b --model x=c/d",

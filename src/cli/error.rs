@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_worker_that_ended_by_itself_is_told_from_other_failures() {
+    fn a_worker_that_ended_by_itself_is_distinguished_from_other_failures() {
         // `ExitCode` has no `PartialEq`, so compare the debug texts.
         let shown = |error: &CommandError| format!("{:?}", error.exit_code());
         let failed = CommandError::failed("cannot start", std::io::Error::other("disk full"));

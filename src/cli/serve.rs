@@ -5,14 +5,13 @@
 //! bound, so that a port that is already in use is reported at once; then `app` loads the models. If no model is
 //! configured, the demo models are served.
 
-use std::io::ErrorKind;
 use std::net::SocketAddr;
 
 use tokio::net::TcpListener;
 
 use super::error::CommandError;
 use super::signals;
-use crate::app::{self, App};
+use crate::app::{self, App, port};
 use crate::config::{Config, ConfigError};
 use crate::http::{Listener, Tls};
 use crate::hub::ModelSource;
@@ -77,24 +76,8 @@ async fn serve(
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, CommandError> {
     TcpListener::bind(address).await.map_err(|error| {
-        let advice = ADVICE.iter().find(|(kind, _)| *kind == error.kind());
-        let advice = advice.map_or("", |(_, advice)| advice);
+        let advice = port::explain(error.kind());
+        let advice = advice.map_or(String::new(), |(why, advice)| format!(": {why}; {advice}"));
         CommandError::failed(format!("cannot listen on {address}{advice}"), error)
     })
 }
-
-/// Advice that is appended to the error when a port cannot be bound.
-const ADVICE: [(ErrorKind, &str); 3] = [
-    (
-        ErrorKind::AddrInUse,
-        ", because another program listens there; stop it, or choose another port with --listen ADDR:PORT",
-    ),
-    (
-        ErrorKind::PermissionDenied,
-        "; ports below 1024 need special permissions: choose a higher port with --listen ADDR:PORT",
-    ),
-    (
-        ErrorKind::AddrNotAvailable,
-        "; this machine has no such address: choose one of its own addresses, or :PORT for all of them",
-    ),
-];

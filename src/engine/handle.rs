@@ -163,8 +163,8 @@ impl EngineHandle {
         }
         takers.min_by_key(|worker| {
             let worker = &*worker.shared;
-            let has_trouble = worker.trouble.is_recent(worker.clock.now());
-            (!accepts(worker), has_trouble, worker.admission.queue_length(is_bulk))
+            let backs_off = worker.failure_backoff.is_active(worker.clock.now());
+            (!accepts(worker), backs_off, worker.admission.queue_length(is_bulk))
         })
     }
 
@@ -201,7 +201,7 @@ impl EngineHandle {
             for (worker, suspected) in self.workers.iter().zip(&mut suspected) {
                 let beat = worker.is_overdue().then(|| worker.shared.heartbeat.last());
                 if beat.is_some() && beat == *suspected {
-                    worker.shared.lifecycle.hangs();
+                    worker.shared.lifecycle.mark_hung();
                     return;
                 }
                 *suspected = beat;

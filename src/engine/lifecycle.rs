@@ -114,13 +114,13 @@ impl LifecycleState {
 }
 
 impl Lifecycle {
-    /// Creates the lifecycle of a process that loads its models. Its phase is `Loading` until `loaded` is called.
+    /// Creates the lifecycle of a process that loads its models. Its phase is `Loading` until `mark_loaded` is called.
     #[must_use]
     pub fn loading(metrics: &Metrics) -> Arc<Self> {
         Self::new(metrics, false)
     }
 
-    /// Creates the lifecycle of an engine without a server. Its phase is `Ready` as soon as the worker has started.
+    /// Creates the lifecycle of an engine without a server. Its phase is `Ready` as soon as a worker has started.
     #[must_use]
     pub fn without_server(metrics: &Metrics) -> Arc<Self> {
         Self::new(metrics, true)
@@ -168,7 +168,7 @@ impl Lifecycle {
     }
 
     /// Records that the models are loaded and requests can be served.
-    pub(crate) fn loaded(&self) {
+    pub(crate) fn mark_loaded(&self) {
         self.change(|state| state.loaded = true);
     }
 
@@ -262,23 +262,23 @@ impl WorkerLifecycle {
     }
 
     /// Records that the worker's backend has been rebuilt.
-    pub(super) fn runs(&self) {
+    pub(super) fn mark_running(&self) {
         self.change(WorkerState::Running);
     }
 
     /// Records that the worker's backend has failed and is being rebuilt.
-    pub(super) fn rebuilds(&self) {
+    pub(super) fn mark_rebuilding(&self) {
         self.change(WorkerState::Rebuilding);
     }
 
-    /// Declares the worker hung. Everybody who waits for an answer gets `WorkerDown`.
-    pub(super) fn hangs(&self) {
+    /// Declares the worker hung. Everyone who waits for an answer gets `WorkerDown`.
+    pub(super) fn mark_hung(&self) {
         self.change(WorkerState::Hung);
         self.process.worker_hung.cancel();
     }
 
     /// Records that the worker thread ends.
-    pub(super) fn ends(&self) {
+    pub(super) fn mark_ended(&self) {
         self.change(WorkerState::Ended);
         self.process.worker_ended.cancel();
     }
@@ -341,12 +341,12 @@ mod tests {
         let worker = life.add_worker();
         seen.push((life.phase(), gauges(&metrics)));
         let steps: [&dyn Fn(); 6] = [
-            &|| life.loaded(),
-            &|| worker.rebuilds(),
-            &|| worker.runs(),
+            &|| life.mark_loaded(),
+            &|| worker.mark_rebuilding(),
+            &|| worker.mark_running(),
             &|| life.announce_shutdown(),
             &|| life.drain(),
-            &|| worker.ends(),
+            &|| worker.mark_ended(),
         ];
         for step in steps {
             step();
@@ -369,20 +369,20 @@ mod tests {
     fn a_process_is_ready_while_one_of_its_workers_runs_and_down_when_one_is_lost() {
         let (life, metrics) = lifecycle();
         let [first, second] = [life.add_worker(), life.add_worker()];
-        life.loaded();
+        life.mark_loaded();
         assert_eq!(life.phase(), Phase::Ready);
-        first.rebuilds();
+        first.mark_rebuilding();
         assert_eq!(
             (life.phase(), first.takes_tasks(), second.takes_tasks()),
             (Phase::Ready, false, true)
         );
-        second.rebuilds();
+        second.mark_rebuilding();
         assert_eq!((life.phase(), metrics.ready.get()), (Phase::Rebuilding, 0));
-        first.runs();
+        first.mark_running();
         assert_eq!((life.phase(), metrics.ready.get()), (Phase::Ready, 1));
         let up = |worker| metrics.worker_up.with_label_values(&[worker]).get();
         assert_eq!([up("0"), up("1")], [1, 0]);
-        second.ends();
+        second.mark_ended();
         assert_eq!((life.phase(), first.takes_tasks()), (Phase::Down, true));
     }
 
@@ -390,11 +390,11 @@ mod tests {
     fn a_backend_that_is_rebuilt_during_shutdown_does_not_become_ready() {
         let (life, metrics) = lifecycle();
         let worker = life.add_worker();
-        life.loaded();
-        worker.rebuilds();
+        life.mark_loaded();
+        worker.mark_rebuilding();
         life.announce_shutdown();
         assert_eq!((life.phase(), worker.takes_tasks()), (Phase::Rebuilding, false));
-        worker.runs();
+        worker.mark_running();
         assert_eq!((life.phase(), gauges(&metrics)), (Phase::Draining, [0, 1, 1]));
         assert!(worker.takes_tasks(), "calls are admitted until the drain");
     }
@@ -403,13 +403,13 @@ mod tests {
     fn a_worker_that_is_down_stays_down() {
         let (life, metrics) = lifecycle();
         let worker = life.add_worker();
-        life.loaded();
-        worker.hangs();
-        worker.runs();
-        worker.rebuilds();
+        life.mark_loaded();
+        worker.mark_hung();
+        worker.mark_running();
+        worker.mark_rebuilding();
         assert_eq!((life.phase(), gauges(&metrics)), (Phase::Down, [0, 0, 0]));
-        worker.ends();
-        worker.runs();
+        worker.mark_ended();
+        worker.mark_running();
         assert_eq!((life.phase(), gauges(&metrics)), (Phase::Down, [0, 0, 0]));
     }
 
@@ -418,7 +418,7 @@ mod tests {
         let (life, metrics) = lifecycle();
         let worker = life.add_worker();
         life.stop();
-        worker.ends();
+        worker.mark_ended();
         assert_eq!((life.phase(), gauges(&metrics)), (Phase::Loading, [0, 0, 0]));
         life.announce_shutdown();
         assert_eq!((life.phase(), gauges(&metrics)), (Phase::Draining, [0, 1, 0]));

@@ -10,9 +10,10 @@
 //! - `features`: the cache of encoded images, with single flight and a limit in bytes.
 //! - `worker`: the worker thread, a loop around the scheduler. `worker_handle` is how the handle sees it.
 //! - `handle`, `call`: the API that `http` uses: the engine, and an admitted call.
-//! - `trouble`: recent failures of a worker, which new calls avoid.
+//! - `failure_backoff`: for how long new calls avoid a worker whose units have failed.
 //! - [`lifecycle`](Lifecycle): the state of the process: loading, ready, rebuilding, draining, down.
 //! - `start`: starting and stopping.
+//! - `moving_average`: what the measured costs are averaged by.
 //! - `sync`: the locks, inbox and thread that the engine uses. Tests replace them to explore thread schedules.
 //! - `testing`: scaffolding for the tests of the engine and of other folders; needs the feature `test-util`.
 //!
@@ -26,11 +27,13 @@ pub mod backend;
 mod call;
 mod clock;
 mod error;
+mod failure_backoff;
 mod features;
 mod handle;
 mod heartbeat;
 mod ids;
 mod lifecycle;
+mod moving_average;
 mod plan;
 mod scheduler;
 mod settings;
@@ -41,7 +44,6 @@ mod sync;
 pub mod testing;
 #[cfg(test)]
 mod tests;
-mod trouble;
 mod worker;
 mod worker_handle;
 

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::admission::AdmissionController;
+use super::failure_backoff::FailureBackoff;
 use super::heartbeat::Heartbeat;
 use super::ids::CallNumbers;
 use super::lifecycle::WorkerLifecycle;
-use super::trouble::Trouble;
 use super::{Clock, EngineContext, EngineSettings};
 use crate::task::{Device, ModelInfo};
 use crate::telemetry::metrics::Metrics;
@@ -22,7 +22,7 @@ pub(crate) struct Shared {
     pub(crate) clock: Clock,
     pub(crate) lifecycle: WorkerLifecycle,
     pub(crate) heartbeat: Heartbeat,
-    pub(crate) trouble: Trouble,
+    pub(crate) failure_backoff: FailureBackoff,
     /// Counts of all workers.
     pub(crate) counters: Arc<Counters>,
 }
@@ -55,7 +55,7 @@ impl Shared {
             metrics,
             clock,
             lifecycle,
-            trouble: Trouble::none(),
+            failure_backoff: FailureBackoff::new(),
             counters: common.counters,
         })
     }

@@ -70,8 +70,8 @@ pub enum StartError {
     /// The settings did not pass their [check](Section::check).
     #[error(transparent)]
     Settings(#[from] InvalidSetting),
-    /// The operating system did not create the worker thread.
-    #[error("cannot start the worker thread")]
+    /// The operating system did not create a worker thread.
+    #[error("cannot start a worker thread")]
     Thread(#[source] io::Error),
 }
 

@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_call_does_not_stand_before_a_single_one() {
+    fn a_large_call_does_not_delay_a_call_of_one_item() {
         for [large, single] in [[lone(1), lone(2)], [call(1, 1), call(1, 2)]] {
             let mut turns = Turns::new();
             (0..64).for_each(|item| turns.push(large, item));
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_of_many_calls_does_not_stand_before_one_of_a_single_call() {
+    fn a_client_with_many_calls_does_not_delay_a_client_with_one() {
         let mut turns = Turns::new();
         (0..64).for_each(|item| turns.push(call(1, u64::from(item)), item));
         turns.push(call(2, 100), 100);

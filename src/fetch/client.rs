@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_a_permit_in_time_a_fetch_is_refused_and_asks_nobody() {
+    async fn a_fetch_without_a_permit_in_time_is_refused_and_sends_no_request() {
         let settings = FetchSettings {
             max_concurrent: 1,
             total_timeout: Duration::from_millis(50),

@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_question_that_nobody_waits_for_counts_until_the_system_has_answered() {
+    async fn an_abandoned_lookup_counts_until_the_system_has_answered() {
         static GATE: std::sync::Barrier = std::sync::Barrier::new(2);
         let resolve = |_: &str| {
             GATE.wait();

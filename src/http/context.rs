@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::error::Code;
 use crate::platform;
 use crate::task::{ImageInfo, Scope, TaskTiming};
-use crate::telemetry::trace::Spans;
+use crate::telemetry::trace::ParentSpan;
 
 /// Context of a request, stored in the request's extensions. Clones share the notes.
 #[derive(Debug, Clone)]
@@ -21,7 +21,7 @@ pub(crate) struct RequestContext {
     pub(crate) arrived: Instant,
     /// Where the spans of this request, or of one part of it, are recorded. Clones that [`below`](Self::below) creates
     /// have another place.
-    pub(crate) spans: Spans,
+    pub(crate) spans: ParentSpan,
     notes: Arc<Mutex<Notes>>,
 }
 
@@ -177,11 +177,11 @@ pub(crate) struct Notes {
 impl RequestContext {
     /// Creates the context of a request that arrives now.
     pub(crate) fn new(id: Arc<str>) -> Self {
-        Self { id, arrived: platform::now(), spans: Spans::default(), notes: Arc::default() }
+        Self { id, arrived: platform::now(), spans: ParentSpan::default(), notes: Arc::default() }
     }
 
     /// Returns a clone whose spans are recorded at this place.
-    pub(crate) fn below(&self, spans: Spans) -> Self {
+    pub(crate) fn below(&self, spans: ParentSpan) -> Self {
         Self { spans, ..self.clone() }
     }
 

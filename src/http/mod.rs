@@ -46,4 +46,6 @@ pub use state::models::{Model, Models};
 pub use state::{HttpState, Readiness, Services};
 #[cfg(test)]
 pub(crate) use transport::{Accept, serve_connections};
-pub use transport::{Drained, Listener, Tls, TlsError, max_sockets, serve, serve_operations};
+pub use transport::{
+    Drained, LAST_ANSWERS, Listener, Tls, TlsError, max_sockets, serve, serve_operations,
+};

@@ -92,10 +92,13 @@ mod tests {
     }
 
     #[test]
-    fn bars_accept_files_of_unknown_size() {
+    fn the_bar_of_a_file_of_unknown_size_counts_its_bytes() {
         let bars = MultiProgress::with_draw_target(indicatif::ProgressDrawTarget::hidden());
         let file = DownloadProgress::Bars(bars).file("config.json", None);
         file.at(10);
+        let bar = file.bar.as_ref().unwrap();
+        assert_eq!((bar.position(), bar.is_finished()), (10, false));
         file.finish();
+        assert!(file.bar.unwrap().is_finished());
     }
 }

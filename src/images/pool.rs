@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn one_batch_does_not_stand_before_the_pictures_of_others() {
+    fn one_batch_does_not_delay_the_pictures_of_other_calls() {
         let (pool, release) = held(99);
         let (sender, ran) = mpsc::channel();
         let submit = |name: &'static str, call| {

@@ -182,7 +182,7 @@ async fn an_image_whose_waiters_all_left_before_its_turn_is_not_decoded() {
 }
 
 #[tokio::test]
-async fn a_decode_ends_when_the_last_who_waited_leaves_and_is_begun_anew_for_the_next() {
+async fn a_decode_stops_when_its_last_waiter_leaves_and_starts_again_for_the_next_request() {
     let metrics = Arc::new(Metrics::try_new().unwrap());
     let (has_started, started) = mpsc::channel();
     let (has_stopped, stopped) = mpsc::channel();

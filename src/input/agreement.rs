@@ -410,7 +410,7 @@ fn decode_until(file: &[u8], stop: Stop<'_>) -> Result<Pixels, InputError> {
 }
 
 #[test]
-fn a_decode_ends_at_whatever_question_it_is_told_to() {
+fn a_decode_stops_at_whichever_poll_tells_it_to() {
     for (index, file) in kinds().iter().enumerate() {
         let asked = Cell::new(0);
         let expected = decode_until(file, &|| {

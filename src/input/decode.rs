@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_file_is_told_in_plain_words() {
+    fn the_error_for_a_damaged_file_is_in_plain_words() {
         for format in ImageFormat::ALL {
             let mut file = encoded(format);
             let middle = file.len() / 2;
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn sides_that_no_memory_holds_are_told_as_too_large() {
+    fn sides_that_exceed_any_memory_are_reported_as_too_large() {
         let settings = InputSettings::default();
         let too_large = |file: &[u8]| {
             let error = inspect(file, &settings).unwrap_err();

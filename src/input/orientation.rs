@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_may_stand_in_front_any_number_of_times() {
+    fn a_prefix_may_be_repeated_any_number_of_times() {
         let data = tiff(true, 3, 1, [0, 8, 0, 0]);
         for times in 0..3 {
             assert_eq!(

@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_do_not_fit_are_dropped_counted_and_told_once_there_is_a_reader() {
+    fn lines_that_do_not_fit_are_dropped_counted_and_reported_once_there_is_a_reader() {
         let (queue, lines, permit, dropped) = queue(3, Duration::from_secs(60));
         queue.push("a".to_owned());
         // The writer takes line "a" and then blocks, because there is no permit.

@@ -185,11 +185,11 @@ metrics! {
         /// 1 while the worker thread is alive and its models work, else 0. There is one worker for each GPU, or one on
         /// the CPU; /info names their devices.
         worker_up: IntGaugeVec ["worker"],
-        /// Rebuilds of the worker's backend, which no longer worked.
+        /// Times that the worker rebuilt its backend (reloaded its models) because it had failed.
         worker_restarts_total: IntCounterVec ["worker"],
         /// Model outputs rejected because they were NaN or infinite.
         non_finite_outputs_total: IntCounter,
-        /// Work units that ran out of device memory.
+        /// Calls of the model that ran out of device memory. A batch that is retried in halves may count more than once.
         oom_total: IntCounter,
         /// Memory of the worker's GPU in bytes, by part (total; allocated: by this process for models and their work;
         /// used: of that, in use). Absent on a CPU.
@@ -199,7 +199,7 @@ metrics! {
         /// Passes that the worker's GPU ran as one recorded graph.
         device_graph_launches_total: IntCounterVec ["worker"],
         /// Recorded graphs of the worker's GPU that could not be built, or were dropped because passes kept differing
-        /// from them. Such passes run launch by launch, which is slower.
+        /// from them. Such passes launch each kernel separately, which is slower.
         device_graphs_lost_total: IntCounterVec ["worker"],
         /// Seconds that the worker spent computing.
         worker_busy_seconds_total: CounterVec ["worker"],
@@ -213,7 +213,7 @@ metrics! {
         cache_bytes: IntGaugeVec ["cache"],
         /// Cache entries evicted, by cache.
         cache_evictions_total: IntCounterVec ["cache"],
-        /// Spans of traces that the collector has taken.
+        /// Spans of traces that the collector has accepted.
         trace_spans_exported_total: IntCounter,
         /// Spans of traces that could not be sent to the collector, or that it rejected.
         trace_spans_failed_total: IntCounter,

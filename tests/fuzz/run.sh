@@ -11,7 +11,7 @@
 # A target stops at its first finding: a panic, an error of AddressSanitizer, a leak, an input that takes more than five
 # seconds by the clock, or memory beyond the limit. The script then prints the input in base64 and exits with 1. To repeat it:
 #   base64 -d >input; target/fuzz/x86_64-unknown-linux-gnu/release/TARGET input
-# After the mend, store the input as tests/fuzz/corpus/TARGET/found-WHAT; --merge never drops such files.
+# After the fix, store the input as tests/fuzz/corpus/TARGET/found-WHAT; --merge never drops such files.
 #
 # The flags are those of cargo-fuzz, which works with these programs as well (`cargo +nightly fuzz run --fuzz-dir
 # tests/fuzz TARGET`), except that `--cfg fuzzing` is not set: with it, png and fdeflate skip checksums, and would not be

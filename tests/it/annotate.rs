@@ -129,7 +129,7 @@ fn a_csv_table_holds_any_path_and_is_resumed() {
     let other = ["caption", ".", "--output", "t.csv", "--resume", "--server", &url];
     let (_, log) = output(folder.path(), &other, 1);
     assert!(log.contains("other columns or fields"), "{log}");
-    // One picture has changed, the end of the table is torn, and the broken file is mended.
+    // One picture has changed, the end of the table is torn, and the broken file is repaired.
     fs::write(folder.path().join("plain.png"), png(99)).unwrap();
     fs::write(folder.path().join("torn.jpg"), png(98)).unwrap();
     let whole = fs::read(&table).unwrap();

@@ -236,6 +236,54 @@ fn folders_import_only_what_the_law_allows() {
     assert!(broken.is_empty(), "the import law is broken:\n{}", broken.join("\n"));
 }
 
+/// Rows of a Markdown table: their cells, without the header.
+fn table_below(heading: &str) -> Vec<Vec<String>> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/architecture.md");
+    let text = std::fs::read_to_string(file).unwrap();
+    let (_, section) = text.split_once(heading).expect(heading);
+    let rows = section.lines().skip_while(|line| !line.starts_with('|'));
+    let rows = rows.take_while(|line| line.starts_with('|')).skip(2);
+    rows.map(|row| row.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect())
+        .collect()
+}
+
+/// The words of a cell that stand between backticks.
+fn quoted(cell: &str) -> Vec<&str> {
+    cell.split('`').skip(1).step_by(2).collect()
+}
+
+#[test]
+fn the_architecture_page_says_what_the_law_says() {
+    let mut documented = Vec::new();
+    for row in table_below("\n## The import law\n") {
+        let [rooms, imports, packages] = &row[..] else { panic!("{row:?}") };
+        let named: BTreeSet<&str> = quoted(imports).into_iter().collect();
+        let others = imports.starts_with("everything except");
+        // "candle" stands for both of its packages.
+        let packages: BTreeSet<&str> = packages
+            .split(", ")
+            .filter(|package| !package.is_empty())
+            .flat_map(|package| if package == "candle" { CANDLE } else { [package; 2] })
+            .collect();
+        for room in quoted(rooms) {
+            let rest = LAW.iter().map(|room| room.name);
+            let rest = rest.filter(|name| *name != room && !named.contains(name));
+            let imports = if others { rest.collect() } else { named.clone() };
+            documented.push((room.to_owned(), format!("{imports:?}"), format!("{packages:?}")));
+        }
+    }
+    let set = |names: &[&str]| format!("{:?}", names.iter().collect::<BTreeSet<_>>());
+    let mut law =
+        LAW.map(|room| (room.name.to_owned(), set(room.may_import), set(room.never_sees)));
+    documented.sort();
+    law.sort();
+    assert_eq!(documented, law);
+
+    let folders = table_below("\n## Folders\n");
+    let folders: BTreeSet<&str> = folders.iter().flat_map(|row| quoted(&row[0])).collect();
+    assert_eq!(folders, LAW.iter().map(|room| room.name).collect());
+}
+
 #[test]
 fn every_folder_of_the_source_has_its_place_in_the_law() {
     let rooms: BTreeSet<&str> = LAW.iter().map(|room| room.name).collect();

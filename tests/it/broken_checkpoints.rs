@@ -476,7 +476,7 @@ fn message(directory: &Path) -> String {
 }
 
 #[test]
-fn every_fault_of_a_checkpoint_is_told_in_plain_words() {
+fn every_fault_of_a_checkpoint_is_reported_in_plain_words() {
     assert!(CASES.len() >= 70);
     let mut wrong = Vec::new();
     for Case(change, expected) in CASES {

@@ -179,14 +179,14 @@ fn a_model_that_cannot_compute_is_exit_70_named_and_never_ready() {
 }
 
 #[test]
-fn a_port_that_is_taken_is_told_with_what_to_do() {
+fn a_port_that_is_in_use_is_reported_with_advice() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let output = run(&["mock", "--listen", &address], &[]);
     assert_eq!(output.status.code(), Some(1));
     let message = text(&output.stderr);
     let expected = format!(
-        "cannot listen on {address}, because another program listens there; stop it, or choose another port with --listen"
+        "cannot listen on {address}: another program is already listening there; stop that program, or choose another port"
     );
     assert!(message.contains(&expected), "{message}");
 }

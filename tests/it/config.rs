@@ -284,7 +284,7 @@ fn a_wrong_value_in_a_file_names_the_file_and_one_of_a_flag_the_flag() {
 }
 
 #[test]
-fn unknown_names_are_errors_wherever_they_stand() {
+fn unknown_names_are_errors_in_every_source() {
     let error = load_file("[engine]\ncapacity = 3\n").unwrap_err();
     assert!(matches!(error, ConfigError::Unknown { .. }), "{error}");
     let error = error.to_string();

@@ -97,7 +97,7 @@ async fn busy(server: &TestServer, from: &str, seed: u8) -> TcpStream {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn idle_connections_of_one_address_shut_nobody_out() {
+async fn idle_connections_of_one_address_shut_no_other_client_out() {
     let server = with_places(4).await;
     let mut crowd = Vec::new();
     for _ in 0..4 {
@@ -185,7 +185,7 @@ async fn requests_in_progress_are_never_cut_and_health_and_metrics_answer_beside
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn requests_whose_bodies_do_not_come_shut_nobody_out() {
+async fn requests_whose_bodies_do_not_arrive_shut_no_other_client_out() {
     let server = with_places(2).await;
     let begun = b"POST /caption HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 900\r\n\r\n{";
     let first = send(&server, CROWD, begun).await;

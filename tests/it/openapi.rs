@@ -202,7 +202,7 @@ fn requests_refuse_unknown_fields_in_the_document_too_and_no_field_lists_null() 
 }
 
 #[test]
-fn conditions_stand_with_the_single_requests_in_both_encodings() {
+fn conditions_are_documented_for_single_requests_in_both_encodings() {
     let document = document();
     let conditions = |path: &str, encoding: &str| {
         let schema = &document["paths"][path]["post"]["requestBody"]["content"][encoding]["schema"];

@@ -115,7 +115,7 @@ fn a_low_limit_of_descriptors_is_raised_to_the_hard_limit() {
 }
 
 #[test]
-fn a_hard_limit_of_descriptors_that_is_too_low_is_told_with_what_to_do() {
+fn a_hard_limit_of_descriptors_that_is_too_low_is_reported_with_advice() {
     let mut server = ServerProcess::start_limited("ulimit -n 300", &[], &[]);
     let line = server.line_with("file descriptors");
     assert!(line.contains("WARN") && line.contains("300"), "{line}");

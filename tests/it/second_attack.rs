@@ -67,7 +67,7 @@ async fn caption(server: &TestServer, shade: u8) -> String {
 
 /// D1: room was taken for the declared body.
 #[tokio::test(flavor = "multi_thread")]
-async fn bodies_that_are_declared_and_do_not_come_keep_nobody_out() {
+async fn declared_bodies_that_do_not_arrive_shut_no_other_client_out() {
     let server = TestServer::start(|config| {
         config.engine.capacity_rows = 8;
         config.http.limits.max_rows = 8;

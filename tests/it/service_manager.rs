@@ -64,7 +64,7 @@ impl Manager {
 }
 
 #[test]
-fn systemd_is_told_of_loading_ready_and_stopping_and_that_the_server_is_alive() {
+fn systemd_is_notified_of_loading_ready_stopping_and_liveness() {
     let manager = Manager::new();
     let mut server = manager.start(&[], &[("SERVER__DRAIN_TIMEOUT_MS", "7000")]);
     let loading = manager.receive();
@@ -116,7 +116,7 @@ fn a_worker_that_hangs_gives_no_sign_of_life() {
     .unwrap();
     stream.write_all(picture).unwrap();
 
-    let messages = manager.until("STATUS=failed: the worker has ended or hangs");
+    let messages = manager.until("STATUS=failed: a worker has ended or hangs");
     let (last, before) = messages.split_last().unwrap();
     assert!(before.iter().all(|message| message == "WATCHDOG=1"), "{before:?}");
     assert!(!last.contains("WATCHDOG"), "{last}");
@@ -126,7 +126,7 @@ fn a_worker_that_hangs_gives_no_sign_of_life() {
 }
 
 #[test]
-fn a_socket_that_nobody_serves_does_not_keep_the_server_from_working() {
+fn a_notify_socket_without_a_reader_does_not_keep_the_server_from_working() {
     let variables = [("NOTIFY_SOCKET", "/nonexistent/notify")];
     let mut server = ServerProcess::start_with(&variables, &[], &[]);
     server.line_with("cannot notify the service manager");

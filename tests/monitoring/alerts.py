@@ -15,6 +15,7 @@ from traffic import KEY, WRONG_KEY, Load, call, encoded, endpoints, png, refusal
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 MEBIBYTE = 1024 * 1024
+WORKER_UP = 'blip_worker_up{worker="0"}'
 
 
 class Watch:
@@ -177,6 +178,7 @@ def fire_all(stage: Stage, watch: Watch, began: float) -> None:
     ]  # fmt: skip
     for name in raised:
         stage.exporter.add(name, 1)
+    stage.exporter.add(WORKER_UP, -1)
     stage.exporter.hung = True
     stage.faulty = threading.Event()
 
@@ -203,6 +205,7 @@ def fire_all(stage: Stage, watch: Watch, began: float) -> None:
         ("BlipNonFiniteOutputs", "changed page", "page", changed),
         ("BlipDeviceMemory", "changed page", "ticket", changed),
         ("BlipWorkerStuck", "changed page", "page", changed),
+        ("BlipWorkerDown", "changed page", "page", changed),
         ("BlipWorkerFlapping", "changed page", "page", changed),
         ("BlipReloadFailed", "an invalid file of keys", "ticket", {"instance": demo}),
     ]
@@ -225,6 +228,7 @@ def resolve_all(stage: Stage, watch: Watch, short: bool) -> None:
     stage.keys.write_text(f"tester:{KEY}\n")
     for connection in stage.idle:
         connection.close()
+    stage.exporter.add(WORKER_UP, 1)
     stage.exporter.hung = False
     stage.faulty.set()
     stage.render(stage.targets, None, None)

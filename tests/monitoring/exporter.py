@@ -1,7 +1,7 @@
 """Serves a page of metrics that a real server has written, with some values changed.
 
-Some alerts are about faults that no client can cause: failed inferences, panics, a hung worker. The test raises their
-counters on such a page. Names and labels must exist on the original page, so a metric that is renamed fails the test.
+Some alerts are about faults that no client can cause: failed inferences, panics, a worker that hangs or is down. The test
+changes their values on such a page. Names and labels must exist on the original page, so a metric that is renamed fails the test.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ class Exporter:
         return "\n".join([*self.comments, *(f"{series} {value!r}" for series, value in self.values.items())]) + "\n"
 
     def add(self, series: str, amount: float) -> None:
-        """Raises a series that is on the page."""
+        """Adds to a series that is on the page. The amount may be negative for a gauge."""
         if series not in self.values:
             raise KeyError(f"{series} is not on the page of the server")
         self.values[series] += amount

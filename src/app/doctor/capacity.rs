@@ -4,14 +4,10 @@
 use super::machine::Machine;
 use super::models::ModelState;
 use super::{Finding, Severity};
-use crate::app::descriptors;
-use crate::app::loading::{self, HostShare};
-use crate::app::memory_budget::MemoryLimit;
+use crate::app::memory_budget::{HostShare, MemoryBudget, MemoryLimit};
+use crate::app::{AFTER_THE_DRAIN, descriptors};
 use crate::config::Config;
 use crate::task::Device;
-
-/// What a shutdown takes beyond the drain, in seconds: the last work unit and the last responses.
-const AFTER_THE_DRAIN: u64 = 3;
 
 pub(super) fn check(config: &Config, machine: &Machine, models: &[ModelState]) -> Vec<Finding> {
     let compute = super::compute::resolve(config, machine);
@@ -33,11 +29,16 @@ fn memory(
     const CHECK: &str = "memory";
     let known: u64 = models.iter().filter_map(ModelState::weight_bytes).sum();
     let share = HostShare { device, workers: config.compute.device.workers() };
-    let budget = loading::budget(config, share, known);
-    let unknown = models.iter().filter(|model| model.weight_bytes().is_none()).count();
-    let note = match unknown {
-        0 => String::new(),
-        unknown => format!("; the weights of {unknown} models are not known yet and not counted"),
+    let budget = MemoryBudget::of(config, share, known);
+    let unknown: Vec<&str> = models
+        .iter()
+        .filter(|model| model.weight_bytes().is_none())
+        .map(|model| model.name.as_str())
+        .collect();
+    let note = if unknown.is_empty() {
+        String::new()
+    } else {
+        format!("; not counted, because not known yet: the weights of {}", unknown.join(", "))
     };
     if let Err(reason) = budget.check(limit) {
         return Finding::problem(
@@ -108,12 +109,8 @@ fn descriptors(config: &Config, limit: Option<u64>) -> Finding {
     match limit {
         Some(limit) if limit < needed => Finding::warning(
             CHECK,
-            format!(
-                "this process may open {limit} file descriptors, but server.max_connections and other settings need up to {needed}"
-            ),
-            format!(
-                "raise the limit (ulimit -n {needed}, LimitNOFILE={needed}, docker run --ulimit nofile={needed}), or lower server.max_connections"
-            ),
+            descriptors::shortage(limit, needed),
+            descriptors::advice(needed),
         ),
         Some(limit) => Finding::ok(
             CHECK,
@@ -130,13 +127,13 @@ fn shutdown(config: &Config, machine: &Machine) -> Finding {
     const CHECK: &str = "shutdown";
     let drain = config.drain;
     let longest =
-        drain.delay.saturating_add(drain.timeout).as_secs().saturating_add(AFTER_THE_DRAIN);
+        drain.delay.saturating_add(drain.timeout).saturating_add(AFTER_THE_DRAIN).as_secs();
     let text = format!("a shutdown takes up to {longest} s");
     if machine.is_kubernetes && drain.delay.is_zero() {
         return Finding::warning(
             CHECK,
             format!(
-                "{text}, and refuses new requests at once, while other pods may still send some"
+                "{text}, and the server refuses new requests at once, although some may still be routed to it"
             ),
             format!(
                 "in Kubernetes set server.drain_delay_ms to 5000, and terminationGracePeriodSeconds above {}",
@@ -146,7 +143,7 @@ fn shutdown(config: &Config, machine: &Machine) -> Finding {
     }
     Finding::ok(CHECK, text).with(
         Severity::Ok,
-        format!("whoever stops the server must wait longer than that: `docker stop` waits 10 s by default (--stop-timeout), Kubernetes 30 s (terminationGracePeriodSeconds, here above {longest})"),
+        format!("give it more time than that before it is killed: the default is 10 s for `docker stop` (option -t) and 30 s in Kubernetes (terminationGracePeriodSeconds, here above {longest})"),
     )
 }
 
@@ -182,7 +179,9 @@ mod tests {
         assert!(only_fault(&found, "memory", Severity::Problem).contains("weights 3072 MiB"));
         let missing = ModelState::missing("a/b");
         let found = check(&settings(&[]), &machine, &[missing]);
-        assert!(found[0].text.contains("the weights of 1 models"), "{found:?}");
+        assert!(found[0].text.ends_with("the weights of a/b"), "{found:?}");
+        let found = check(&settings(&[]), &machine, &["a/b", "c/d"].map(ModelState::missing));
+        assert!(found[0].text.ends_with("the weights of a/b, c/d"), "{found:?}");
     }
 
     #[test]
@@ -220,6 +219,6 @@ mod tests {
         let found = faults(&[("SERVER__DRAIN_DELAY_MS", "5000")], &pod);
         let shutdown = found.iter().find(|finding| finding.check == "shutdown").unwrap();
         assert_eq!(shutdown.severity, Severity::Ok);
-        assert!(shutdown.text.contains("28 s"), "{shutdown:?}");
+        assert!(shutdown.text.contains("30 s"), "{shutdown:?}");
     }
 }

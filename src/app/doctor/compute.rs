@@ -54,7 +54,7 @@ fn device(config: &Config, machine: &Machine) -> Finding {
         Some(Err(reason)) if is_chosen => Finding::problem(
             CHECK,
             format!("the GPU cannot be used: {reason}"),
-            "mend that, or set compute.device to auto or cpu",
+            "fix this, or set compute.device to auto or cpu",
         ),
         Some(Err(reason)) if reason.is_without_gpu() => Finding::ok(
             CHECK,
@@ -63,7 +63,7 @@ fn device(config: &Config, machine: &Machine) -> Finding {
         Some(Err(reason)) => Finding::warning(
             CHECK,
             format!("the CPU runs the models, because the GPU cannot be used: {reason}"),
-            "mend that, or set compute.device to cpu",
+            "fix this, or set compute.device to cpu",
         ),
     }
 }

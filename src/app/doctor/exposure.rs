@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use super::Finding;
 use super::certificate::{Certificate, Validity};
 use super::machine::Machine;
+use crate::app::port;
 use crate::config::Config;
 
 const DAY: i64 = 86_400;
@@ -35,19 +36,13 @@ fn listening(setting: &str, address: SocketAddr, bound: Result<(), ErrorKind>) -
     };
     match bound {
         Ok(()) => Finding::ok(CHECK, format!("{setting}: {address} is free")),
-        Err(ErrorKind::AddrInUse) => refused(
-            "another program listens there",
-            "if that is this server, all is well; else stop the program, or choose another port",
-        ),
-        Err(ErrorKind::PermissionDenied) => refused(
-            "this user may not use ports below 1024",
-            "choose a higher port, or give the service the capability CAP_NET_BIND_SERVICE",
-        ),
-        Err(ErrorKind::AddrNotAvailable) => refused(
-            "this machine has no such address",
-            "choose one of its own addresses, or :PORT for all of them",
-        ),
-        Err(kind) => refused(&kind.to_string(), "choose another address"),
+        Err(kind) => match port::explain(kind) {
+            Some((why, advice)) if kind == ErrorKind::AddrInUse => {
+                refused(why, &format!("{advice}; if it is this server, nothing is wrong"))
+            }
+            Some((why, advice)) => refused(why, advice),
+            None => refused(&kind.to_string(), "choose another address"),
+        },
     }
 }
 
@@ -62,24 +57,24 @@ fn access(config: &Config) -> Vec<Finding> {
             Some(_) => findings.push(Finding::ok(CHECK, "other machines can connect, with an API key")),
             None => findings.push(Finding::warning(
                 CHECK,
-                format!("everybody who reaches {} can use the server: there are no API keys", config.listen),
-                "set auth.keys or auth.keys_file, or let the network decide who can connect (SECURITY.md)",
+                format!("anyone who can reach {} can use the server: there are no API keys", config.listen),
+                "set auth.keys or auth.keys_file, or restrict who can connect, for example by a firewall (SECURITY.md)",
             )),
         }
-        // A server that knows its proxies lets them end TLS.
+        // A server that knows its proxies lets them terminate TLS.
         if http.tls.is_none() && http.trusted_proxies.is_empty() {
             findings.push(Finding::warning(
                 CHECK,
-                format!("{} is plain HTTP: keys, pictures and answers can be read on the way", config.listen),
-                "set server.tls_certificate and server.tls_key, or end TLS in a proxy and list it in server.trusted_proxies",
+                format!("{} is plain HTTP: keys, pictures and answers can be read in transit", config.listen),
+                "set server.tls_certificate and server.tls_key, or terminate TLS at a proxy and list it in server.trusted_proxies",
             ));
         }
     }
     if let Some(address) = config.operations_listen.filter(|address| !address.ip().is_loopback()) {
         findings.push(Finding::warning(
             CHECK,
-            format!("everybody who reaches {address} can read metrics, /info and /status: the operations listener needs no keys"),
-            "let the network restrict who can connect, or listen on 127.0.0.1",
+            format!("anyone who can reach {address} can read metrics, /info and /status: the operations listener requires no keys"),
+            "restrict who can connect, for example by a firewall, or listen on 127.0.0.1",
         ));
     }
     findings

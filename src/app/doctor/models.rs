@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustix::fs::{Access, access};
 
 use super::{Finding, Severity};
-use crate::app::loading;
+use crate::app::{loading, memory_budget};
 use crate::config::Config;
 use crate::hub::{self, CheckpointSource, HubError, HubSettings, HubSource};
 use crate::model::{ModelSpec, Placement};
@@ -17,7 +17,7 @@ const HUB_TIMEOUT: Duration = Duration::from_secs(10);
 /// A model and the state of its files.
 #[derive(Debug, Clone)]
 pub(super) struct ModelState {
-    name: String,
+    pub(super) name: String,
     source: String,
     files: Files,
 }
@@ -95,10 +95,10 @@ pub(super) async fn inspect(config: &Config, placement: Placement) -> Vec<ModelS
     for model in &config.models {
         let files = match loading::inspect(model, config).await {
             Ok(spec) => {
-                let before = loading::weight_bytes(&specs, placement);
+                let before = memory_budget::weight_bytes(&specs, placement);
                 specs.push(spec);
                 match before
-                    .and_then(|before| Ok(loading::weight_bytes(&specs, placement)? - before))
+                    .and_then(|before| Ok(memory_budget::weight_bytes(&specs, placement)? - before))
                 {
                     Ok(weights) => complete(weights, &model.source, specs.last()),
                     Err(error) => Files::Broken(format!("{error:#}")),
@@ -181,19 +181,23 @@ pub(super) fn check(model: &ModelState) -> Finding {
         Files::Broken(reason) => Finding::problem(
             CHECK,
             format!("{name}: {reason}"),
-            "mend or replace the files (docs/troubleshooting.md)",
+            "repair or replace the files (docs/troubleshooting.md)",
         ),
         Files::Missing { reason, hub } => {
             let text = format!("{name}: {source} is not in the cache ({reason})");
             match hub {
                 Hub::Reachable => {
                     Finding::ok(CHECK, format!("{text}; the server downloads it when it starts"))
-                        .with(Severity::Ok, format!("for a quick start {download}"))
+                        .with(Severity::Ok, format!("to start faster, first {download}"))
                 }
                 Hub::Offline => Finding::problem(
                     CHECK,
-                    format!("{text}, and hub.offline (HF_HUB_OFFLINE) forbids downloads"),
-                    format!("{download} with network access, or unset HF_HUB_OFFLINE"),
+                    format!(
+                        "{text}, and hub.offline (HF_HUB_OFFLINE) is set, which forbids downloads"
+                    ),
+                    format!(
+                        "{download} with network access, or unset hub.offline and HF_HUB_OFFLINE"
+                    ),
                 ),
                 Hub::CacheNotWritable(cache) => Finding::problem(
                     CHECK,

@@ -58,7 +58,7 @@ const LONG: u64 = 100_000;
 /// How long `.ci/run` plays seeds.
 const TIME_IN_CI: Duration = Duration::from_secs(120);
 
-/// Number of seeds in which the long version looks for each mended defect.
+/// Number of seeds in which the long version looks for each fixed defect.
 const SEARCHED: u64 = 700;
 
 /// Every so many seeds, a seed is played a second time, to compare the logs.
@@ -230,8 +230,8 @@ fn seed_argument() -> Option<u64> {
     Some(seed.parse().expect("BLIP_SIMULATION_SEED is a number"))
 }
 
-/// The mended defects. In each line: a defect, and the first seed that finds it. If a change of the scenarios moves the
-/// seeds, `long_search_for_mended_defects` finds new ones, for one defect if `BLIP_SIMULATION_MUTATION` names it.
+/// The fixed defects. In each line: a defect, and the first seed that finds it. If a change of the scenarios moves the
+/// seeds, `long_search_for_fixed_defects` finds new ones, for one defect if `BLIP_SIMULATION_MUTATION` names it.
 const MUTATIONS: [(Mutation, u64); 11] = [
     (Mutation::DeclaredBodiesReserveCapacity, 40),
     (Mutation::DecodesInOrderOfArrival, 70),
@@ -247,7 +247,7 @@ const MUTATIONS: [(Mutation, u64); 11] = [
 ];
 
 #[test]
-fn every_mended_defect_is_found_again_when_it_is_brought_back() {
+fn every_fixed_defect_is_found_again_when_it_is_brought_back() {
     silence_scripted_panics();
     let is_missed = |(mutation, seed)| simulate(seed, Some(mutation)).violations.is_empty();
     let missed: Vec<_> = MUTATIONS.into_iter().filter(|known| is_missed(*known)).collect();
@@ -256,7 +256,7 @@ fn every_mended_defect_is_found_again_when_it_is_brought_back() {
 
 #[test]
 #[ignore = "long"]
-fn long_search_for_mended_defects() {
+fn long_search_for_fixed_defects() {
     silence_scripted_panics();
     #[expect(clippy::disallowed_methods, reason = "an argument of this test, not a setting")]
     let only = std::env::var("BLIP_SIMULATION_MUTATION").unwrap_or_default();

@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_bar_is_drawn_from_its_template() {
+    fn the_template_of_the_bar_is_valid() {
         let bar = bar();
         bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
         bar.set_message("vision x8, bf16 amx");

@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use super::{AdmissionController, CallReservation, Refusal, Refused, State, Usage};
+use super::{AdmissionController, CallReservation, RejectReason, Rejection, State, Usage};
 use crate::engine::EngineError;
 use crate::engine::ids::CallId;
 use crate::fairness::{self, ClientId};
@@ -44,7 +44,7 @@ impl AdmissionController {
         let capacity = self.settings.capacity_rows;
         if more.rows > capacity {
             let error = EngineError::TooManyRows { rows: more.rows, capacity };
-            return Err(self.count(Refused(Refusal::Full, error)));
+            return Err(self.count(Rejection(RejectReason::Full, error)));
         }
         let waiter = Waiter { admission: self, call };
         self.state().waiting.push_back(call);

@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use crate::engine::EngineSettings;
+use crate::engine::moving_average::MovingAverage;
 use crate::engine::scheduler::UnitCost;
 
 /// Costs that the worker has measured, over all towers and models.
@@ -65,9 +66,9 @@ struct TextCostModel {
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Profile {
     /// Fraction of the client's images that were misses in the feature cache; a moving average.
-    image_misses: Option<f64>,
+    image_misses: MovingAverage,
     /// Number of tokens that one of the client's rows processes in all its units together; a moving average.
-    row_tokens: Option<f64>,
+    row_tokens: MovingAverage,
 }
 
 /// Weight of the newest value in the moving averages of a client.
@@ -77,17 +78,14 @@ impl Profile {
     /// Records whether an image was a cache miss. `average` holds the averages over all clients, from which the
     /// client's moving average starts.
     pub(super) fn record_lookup(&mut self, missed: bool, average: &Estimates) {
-        follow(&mut self.image_misses, average.image_misses, if missed { 1.0 } else { 0.0 });
+        self.image_misses = self.image_misses.or(average.image_misses);
+        self.image_misses.add(if missed { 1.0 } else { 0.0 }, NEWEST_OF_CLIENT);
     }
 
     pub(super) fn record_row(&mut self, tokens: f64, average: &Estimates) {
-        follow(&mut self.row_tokens, average.row_tokens, tokens);
+        self.row_tokens = self.row_tokens.or(average.row_tokens);
+        self.row_tokens.add(tokens, NEWEST_OF_CLIENT);
     }
-}
-
-fn follow(mean: &mut Option<f64>, start: Option<f64>, value: f64) {
-    let old = mean.or(start).unwrap_or(value);
-    *mean = Some(old + NEWEST_OF_CLIENT * (value - old));
 }
 
 impl Estimates {
@@ -109,14 +107,14 @@ impl Estimates {
     /// Returns how many of `images` images will probably have to be encoded. The images belong to a client with this
     /// profile and have not been looked up yet.
     pub(super) fn encodings(&self, images: usize, profile: Profile) -> f64 {
-        let misses = profile.image_misses.or(self.image_misses).unwrap_or(1.0);
+        let misses = profile.image_misses.or(self.image_misses).value().unwrap_or(1.0);
         misses.clamp(LEAST_MISSES, 1.0) * images as f64
     }
 
     /// Returns the cost of one row of this client, as a multiple of the average row's cost. Rows differ: a caption
     /// processes ten times as many tokens as a short text.
     pub(super) fn row_weight(&self, profile: Profile) -> f64 {
-        match (profile.row_tokens, self.row_tokens) {
+        match (profile.row_tokens.value(), self.row_tokens) {
             (Some(own), Some(average)) if average > 0.0 => own / average,
             _ => 1.0,
         }

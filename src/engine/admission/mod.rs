@@ -15,7 +15,7 @@
 
 mod bulk;
 mod estimate;
-mod refusal;
+mod rejection;
 mod reservation;
 #[cfg(test)]
 mod tests;
@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 
 pub use self::estimate::Estimates;
 use self::estimate::Profile;
-use self::refusal::{Refusal, Refused};
+use self::rejection::{RejectReason, Rejection};
 pub(crate) use self::reservation::{CallReservation, TaskReservation};
 use self::usage::{State, Usage};
 use super::ids::{CallId, CallNumbers};
@@ -47,22 +47,22 @@ const SMALL: (usize, usize) = (8, 1);
 /// answers, HTTP competes for the cores, and a call whose turn has come shares the worker with others until it is done.
 /// Under ten times the load that two cores can serve, 1 % of the accepted calls took 4.5 s where 3 s were estimated
 /// (2026-11-25).
-const FIRST_SLIPPAGE: f64 = 1.5;
+const FIRST_SAFETY_FACTOR: f64 = 1.5;
 /// Range of the safety factor. If calls wait longer than the maximum factor accounts for, the cause is something other
 /// than a wrong estimate.
-const SLIPPAGES: (f64, f64) = (1.0, 4.0);
+const SAFETY_FACTORS: (f64, f64) = (1.0, 4.0);
 /// Tasks whose expected wait plus service time is shorter than this do not change the safety factor, because they say
 /// little about long waits.
 const LEAST_TELLING_WAIT: Duration = Duration::from_secs(1);
 /// Weights of a task in the moving average of the safety factor: the first if the task took longer than the factor
 /// predicts, the second otherwise. Because the first is twenty times the second, the average settles where about one
 /// task in twenty takes longer than predicted.
-const SLIPPAGE_WEIGHTS: (f64, f64) = (0.02, 0.001);
+const SAFETY_FACTOR_WEIGHTS: (f64, f64) = (0.02, 0.001);
 
 /// Bounds of `Retry-After` in seconds: at least one, and short enough that clients soon find a recovered server.
 const RETRY_AFTER_SECONDS: (f64, f64) = (1.0, 30.0);
 
-/// Largest number of calls that count as queued because their rows are not known yet.
+/// Largest number of calls that count in the length of a queue, in addition to their rows.
 const MOST_COUNTED_CALLS: usize = 16;
 
 /// The admission controller of one worker. It records how much capacity each call uses. Shared by all handles, all
@@ -110,9 +110,6 @@ impl AdmissionController {
         metrics: Arc<Metrics>,
         numbers: CallNumbers,
     ) -> Arc<Self> {
-        for refusal in Refusal::ALL {
-            metrics.queue_rejected_total.with_label_values(&[refusal.label()]).inc_by(0);
-        }
         let state = State {
             usage: Usage::default(),
             bulk: Usage::default(),
@@ -123,7 +120,7 @@ impl AdmissionController {
             clients: BTreeMap::new(),
             closed: false,
             estimates: Estimates::default(),
-            slippage: FIRST_SLIPPAGE,
+            safety_factor: FIRST_SAFETY_FACTOR,
         };
         let gauges = Gauges::new(&metrics);
         gauges.capacity.set(settings.capacity_rows);
@@ -170,7 +167,7 @@ impl AdmissionController {
         call: CallId,
         bytes: u64,
         left: Duration,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), Rejection> {
         self.check_wait(state, call, (1, 0), left)?;
         self.check_capacity(state, call.client, Usage { rows: 1, bytes, ..Usage::default() })
     }
@@ -199,7 +196,7 @@ impl AdmissionController {
         let capacity = self.settings.capacity_rows;
         if rows > capacity {
             let error = EngineError::TooManyRows { rows, capacity };
-            return Err(self.count(Refused(Refusal::Full, error)));
+            return Err(self.count(Rejection(RejectReason::Full, error)));
         }
         let mut state = self.state();
         let expected = self.counted(self.check_wait(&state, call, (rows, images), left))?;
@@ -241,9 +238,10 @@ impl AdmissionController {
         self.state().usage.rows
     }
 
-    /// Returns the length of the queue that a new call would join: the rows ahead of it, and the calls that have no rows
-    /// yet because they are still being read. Interactive calls run before bulk work, so for them only interactive calls
-    /// count. Few calls count, so that a client cannot make a queue look long with calls that it never sends.
+    /// Returns the length of the queue that a new call would join: the reserved rows plus the calls in progress, of which
+    /// at most [`MOST_COUNTED_CALLS`] count. The calls count because those that are still being read have no rows yet. Few
+    /// count, so that a client cannot make a queue look long with calls whose bodies it never sends. Interactive calls run
+    /// before bulk work, so for them only interactive calls count.
     pub(crate) fn queue_length(&self, is_bulk: bool) -> usize {
         let state = self.state();
         let (rows, calls) = if is_bulk {
@@ -294,9 +292,9 @@ impl AdmissionController {
         call: CallId,
         own: (usize, usize),
         left: Duration,
-    ) -> Result<Duration, Refused> {
+    ) -> Result<Duration, Rejection> {
         if left.is_zero() {
-            return Err(Refused(Refusal::Deadline, EngineError::DeadlineExceeded));
+            return Err(Rejection(RejectReason::Deadline, EngineError::DeadlineExceeded));
         }
         let (calls, queue) = state.queue_ahead_of(call, own);
         let small = own.0 <= SMALL.0 && own.1 <= SMALL.1;
@@ -317,27 +315,32 @@ impl AdmissionController {
             } else {
                 EngineError::TooLargeForDeadline { estimate, deadline: left }
             };
-            return Err(Refused(Refusal::Deadline, error));
+            return Err(Rejection(RejectReason::Deadline, error));
         }
         let wait = state.estimates.estimated_wait(&queue, &self.settings);
-        self.check_time(wait.mul_f64(state.slippage), estimate, left)?;
+        self.check_time(wait.mul_f64(state.safety_factor), estimate, left)?;
         Ok(wait + estimate)
     }
 
     /// Rejects a call whose wait exceeds `max_queue_wait`, or whose `work` would end after its deadline. `left` is the
     /// time until that deadline.
-    fn check_time(&self, wait: Duration, work: Duration, left: Duration) -> Result<(), Refused> {
+    fn check_time(&self, wait: Duration, work: Duration, left: Duration) -> Result<(), Rejection> {
         let overloaded = EngineError::Overloaded { retry_after: retry_after(wait) };
         if wait > self.settings.max_queue_wait {
-            return Err(Refused(Refusal::Full, overloaded));
+            return Err(Rejection(RejectReason::Full, overloaded));
         }
         if wait + work > left {
-            return Err(Refused(Refusal::Deadline, overloaded));
+            return Err(Rejection(RejectReason::Deadline, overloaded));
         }
         Ok(())
     }
 
-    fn check_capacity(&self, state: &State, client: ClientId, more: Usage) -> Result<(), Refused> {
+    fn check_capacity(
+        &self,
+        state: &State,
+        client: ClientId,
+        more: Usage,
+    ) -> Result<(), Rejection> {
         let holder = state.clients.get(&client);
         let own = holder.map(|client| client.usage).unwrap_or_default();
         let mut clients = state.clients.len() - state.bulk_clients + usize::from(holder.is_none());
@@ -353,7 +356,7 @@ impl AdmissionController {
             || !fit(self.settings.capacity_bytes, all.bytes, own.bytes, more.bytes)
         {
             let overloaded = EngineError::Overloaded { retry_after: self.retry(state) };
-            return Err(Refused(Refusal::Full, overloaded));
+            return Err(Rejection(RejectReason::Full, overloaded));
         }
         Ok(())
     }
@@ -364,13 +367,13 @@ impl AdmissionController {
     }
 
     /// Counts the call if it was rejected, and returns the error for its client.
-    fn counted<T>(&self, checked: Result<T, Refused>) -> Result<T, EngineError> {
-        checked.map_err(|refused| self.count(refused))
+    fn counted<T>(&self, checked: Result<T, Rejection>) -> Result<T, EngineError> {
+        checked.map_err(|rejection| self.count(rejection))
     }
 
     /// Counts a call that was rejected, and returns the error for its client.
-    fn count(&self, Refused(refusal, error): Refused) -> EngineError {
-        self.metrics.queue_rejected_total.with_label_values(&[refusal.label()]).inc();
+    fn count(&self, Rejection(reason, error): Rejection) -> EngineError {
+        self.metrics.queue_rejected_total.with_label_values(&[reason.label()]).inc();
         error
     }
 
@@ -454,12 +457,12 @@ impl AdmissionController {
         if expected < LEAST_TELLING_WAIT {
             return;
         }
-        let (least, most) = SLIPPAGES;
+        let (least, most) = SAFETY_FACTORS;
         let ratio = (took.as_secs_f64() / expected.as_secs_f64()).clamp(least, most);
         let mut state = self.state();
-        let (longer, shorter) = SLIPPAGE_WEIGHTS;
-        let weight = if ratio > state.slippage { longer } else { shorter };
-        state.slippage += weight * (ratio - state.slippage);
+        let (longer, shorter) = SAFETY_FACTOR_WEIGHTS;
+        let weight = if ratio > state.safety_factor { longer } else { shorter };
+        state.safety_factor += weight * (ratio - state.safety_factor);
     }
 
     /// Updates the gauges. Called under the lock, so that the last update always shows the latest state.
@@ -472,7 +475,7 @@ impl AdmissionController {
     fn open_state(&self) -> Result<MutexGuard<'_, State>, EngineError> {
         let state = self.state();
         if state.closed {
-            return Err(self.count(Refused(Refusal::Draining, EngineError::ShuttingDown)));
+            return Err(self.count(Rejection(RejectReason::Draining, EngineError::ShuttingDown)));
         }
         Ok(state)
     }

@@ -56,7 +56,7 @@ fn a_finished_task_frees_its_rows_before_its_call_ends() {
 }
 
 #[test]
-fn a_full_ledger_refuses_and_takes_nothing() {
+fn a_full_queue_rejects_calls_and_reserves_nothing_for_them() {
     let (admission, metrics, now) = admission(&small());
     let first = admission.admit(ClientId::default(), 900, now + SOON, now).unwrap();
     first.reserve_bytes(900).unwrap();
@@ -150,7 +150,7 @@ fn a_wait_beyond_the_deadline_is_refused_though_short() {
 }
 
 #[test]
-fn calls_whose_bodies_do_not_come_hold_nothing_and_stand_before_nobody() {
+fn calls_whose_bodies_do_not_arrive_reserve_no_rows_and_delay_no_other_call() {
     let (admission, metrics, now) = admission(&small());
     admission.publish(measured());
     let silent: Vec<CallReservation> =
@@ -254,7 +254,7 @@ fn spoilt() -> Estimates {
 }
 
 #[test]
-fn an_idle_engine_lets_a_small_call_through_whatever_was_measured() {
+fn an_idle_engine_admits_a_small_call_whatever_the_estimates_say() {
     let (admission, _, now) = admission(&small());
     admission.publish(Estimates { unit_fixed: Some(1000.0), ..spoilt() });
     let reservation = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
@@ -273,7 +273,7 @@ fn an_idle_engine_lets_a_small_call_through_whatever_was_measured() {
 }
 
 #[test]
-fn one_image_passes_beside_texts_so_that_its_cost_is_learnt_anew() {
+fn one_image_is_admitted_beside_text_calls_so_that_its_cost_is_measured_again() {
     let (admission, _, now) = admission(&small());
     admission.publish(spoilt());
     let text = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
@@ -327,7 +327,7 @@ fn a_call_that_alone_exceeds_its_deadline_is_too_large_however_long_the_queue() 
 }
 
 #[test]
-fn images_count_as_what_such_images_have_needed_of_late() {
+fn images_count_by_the_recent_miss_rate_of_the_feature_cache() {
     // One second of encoding is queued before ten calls. The calls are admitted nevertheless, because their own images
     // are probably cached.
     let max_queue_wait = Duration::from_secs(10);
@@ -388,7 +388,7 @@ fn a_client_is_estimated_by_what_its_own_images_and_rows_have_cost() {
 }
 
 #[test]
-fn an_image_looked_up_in_vain_counts_in_full_until_it_is_encoded() {
+fn an_image_that_missed_the_cache_counts_in_full_until_it_is_encoded() {
     let (admission, _, now) = admission(&small());
     admission.publish(Estimates { image_misses: Some(0.0), ..measured() });
     let mut tasks: Vec<TaskReservation> = (0..3)

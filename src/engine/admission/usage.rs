@@ -68,7 +68,7 @@ pub(super) struct State {
     pub(super) closed: bool,
     pub(super) estimates: Estimates,
     /// Factor by which calls wait longer than the estimates say.
-    pub(super) slippage: f64,
+    pub(super) safety_factor: f64,
 }
 
 impl State {

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::Lane;
+use crate::engine::moving_average::MovingAverage;
 use crate::task::VisionOutput;
 
 /// Weight of the newest measurement in the moving average. With 0.1 about the last ten measurements count.
@@ -94,25 +95,14 @@ impl FittedLine {
     }
 }
 
-/// Exponential moving average of measurements.
-#[derive(Debug, Clone, Copy, Default)]
-struct MovingAverage {
-    count: u32,
-    value: f64,
-}
-
-impl MovingAverage {
-    fn add(&mut self, new: f64) {
-        self.count = self.count.saturating_add(1);
-        self.value += newest(self.count) * (new - self.value);
-    }
-}
-
 /// All measured costs: for each output of a tower, for each lane, and over all of them.
 #[derive(Debug, Default)]
 pub(super) struct Costs {
     images: HashMap<VisionOutput, FittedLine>,
-    any_image: Option<MovingAverage>,
+    /// Number of vision units that were measured.
+    vision_units: u32,
+    /// Seconds per image.
+    any_image: MovingAverage,
     lanes: HashMap<Lane, FittedLine>,
     any_text: Option<FittedLine>,
 }
@@ -125,7 +115,8 @@ impl Costs {
             .entry(output)
             .and_modify(|line| line.add(images, seconds))
             .or_insert_with(|| FittedLine::new(images, seconds, FIXED_IMAGE_PART_AT_FIRST));
-        self.any_image.get_or_insert_default().add(seconds / images);
+        self.vision_units = self.vision_units.saturating_add(1);
+        self.any_image.add(seconds / images, newest(self.vision_units));
     }
 
     /// Learns the cost of text units from a unit of `work` tokens that took `elapsed`.
@@ -153,7 +144,7 @@ impl Costs {
 
     /// Returns the measured seconds per image, over all towers.
     pub(super) fn any_image(&self) -> Option<f64> {
-        self.any_image.map(|mean| mean.value)
+        self.any_image.value()
     }
 
     /// Returns the measured cost of text units, over all lanes.

@@ -12,7 +12,7 @@
 //! - `twins`: the locks, channels and threads that the checker controls. `sync` hands them to the engine.
 //!
 //! Test modules that need the private items of one file are next to that file: `plan/tests.rs`,
-//! `scheduler/properties.rs`, `worker/properties.rs`. Tests through the engine's handle are in `engine/tests`.
+//! `scheduler/properties`, `worker/properties.rs`. Tests through the engine's handle are in `engine/tests`.
 
 #[cfg(test)]
 pub(crate) mod bench;

@@ -59,7 +59,7 @@ fn answers_have_the_shape_of_their_tasks() {
 }
 
 #[test]
-fn answers_are_the_same_alone_and_in_company() {
+fn answers_are_the_same_alone_and_with_batch_neighbours() {
     let alone: Vec<TaskOutput> = {
         let bench = Bench::start(EngineSettings::default());
         every_kind().into_iter().map(|(model, task)| ask(&bench, model, task)).collect()

@@ -177,7 +177,7 @@ fn break_backend(bench: &Bench, call: FakeCall, fault: FakeFault) {
 }
 
 #[test]
-fn a_backend_that_fails_its_probe_is_built_anew_and_serves_again() {
+fn a_backend_that_fails_its_probe_is_rebuilt_and_serves_again() {
     for (call, fault) in [
         (FakeCall::Encode, FakeFault::Panic),
         (FakeCall::Encode, FakeFault::Error),
@@ -218,7 +218,7 @@ fn a_poisoned_item_alone_in_its_unit_does_not_cost_the_backend() {
 }
 
 #[test]
-fn while_the_backend_is_built_anew_waiting_tasks_fail_and_nothing_is_admitted() {
+fn while_the_backend_is_rebuilt_waiting_tasks_fail_and_nothing_is_admitted() {
     let (release, held) = std::sync::mpsc::channel::<()>();
     let (bench, rebuilt) = supervised(move |_| held.recv().map_err(|_| "the test has gone"));
     break_backend(&bench, FakeCall::Encode, FakeFault::Panic);
@@ -266,7 +266,7 @@ fn a_backend_that_fails_again_soon_after_ends_the_worker_and_later_does_not() {
 }
 
 #[test]
-fn a_backend_that_cannot_be_built_anew_ends_the_worker() {
+fn a_backend_that_cannot_be_rebuilt_ends_the_worker() {
     let (bench, _) = supervised(|_| Err("the file has gone"));
     break_backend(&bench, FakeCall::Encode, FakeFault::Panic);
     assert!(wait(bench.admit(1).submit(CAPTION, caption(7))).is_err());
@@ -308,7 +308,7 @@ fn a_worker_that_panics_itself_is_replaced_with_its_backend() {
 }
 
 #[test]
-fn whoever_waits_for_a_worker_that_hangs_is_told() {
+fn callers_that_wait_for_a_hung_worker_get_worker_down() {
     let (bench, reply) = hanging();
     wait(bench.handle.lost());
     assert_eq!(wait(reply), Err(EngineError::WorkerDown));

@@ -97,7 +97,7 @@ fn a_client_that_leaves_stops_the_work() {
 }
 
 #[test]
-fn a_reader_that_falls_behind_loses_its_task_and_blocks_nobody() {
+fn a_reader_that_falls_behind_loses_its_task_and_blocks_no_other() {
     let bench = Bench::start(EngineSettings::default());
     bench.control.set_text_length(100);
     let admission = bench.admit(2);

@@ -1,4 +1,5 @@
-//! The worker's metrics and counters. No other file of the worker knows their names.
+//! The worker's metrics and counters, and the moving averages from which admission control estimates costs. No other
+//! file in this folder writes metrics, except `supervision`: rebuilds, and panics outside the backend.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use crate::engine::admission::Estimates;
 use crate::engine::backend::{BackendError, DeviceUsage};
 use crate::engine::features::Lookup;
 use crate::engine::heartbeat::unix_seconds;
+use crate::engine::moving_average::MovingAverage;
 use crate::engine::scheduler::{Stage, Trigger, UnitCost};
 use crate::engine::shared::{Shared, count};
 use crate::task::ModelId;
@@ -20,7 +22,6 @@ use crate::telemetry::gauge_share::GaugeShare;
 use crate::telemetry::logging::clipped;
 
 const STAGES: [Stage; 2] = [Stage::Vision, Stage::Text];
-const TRIGGERS: [Trigger; 4] = [Trigger::Full, Trigger::Linger, Trigger::Idle, Trigger::Drain];
 
 /// Weight of the newest finished row in the moving averages of units and tokens per row. About the last twenty rows
 /// count.
@@ -49,11 +50,12 @@ pub(super) struct Meter {
     shared: Arc<Shared>,
     gauges: WorkerGauges,
     evictions: u64,
-    /// Two moving averages over finished rows: the number of units that a row took part in, and the number of tokens
-    /// that it processed in them.
-    row_life: Option<(f64, f64)>,
-    /// Moving average of the feature cache's miss rate; 1.0 until images have been looked up.
-    misses: f64,
+    /// Number of units that a finished row took part in.
+    row_units: MovingAverage,
+    /// Number of tokens that a finished row processed in all its units.
+    row_tokens: MovingAverage,
+    /// Miss rate of the feature cache; 1.0 until images have been looked up.
+    misses: MovingAverage,
     /// When a unit of each stage was last measured.
     measured: [Option<Instant>; 2],
     /// Number of backend calls that ran out of memory.
@@ -113,27 +115,15 @@ fn trigger_label(trigger: Trigger) -> &'static str {
 }
 
 impl Meter {
-    /// Creates the meter, and initialises the metrics to 0 for all label values that are known in advance.
+    /// Creates the meter. `Metrics` initialises the label values that are known in advance.
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        let metrics = &shared.metrics;
-        for stage in STAGES.map(stage_label) {
-            metrics.queue_wait_seconds.with_label_values(&[stage]);
-            metrics.stage_duration_seconds.with_label_values(&[stage]);
-            for trigger in TRIGGERS.map(trigger_label) {
-                metrics.batches_total.with_label_values(&[stage, trigger]).inc_by(0);
-            }
-        }
-        for result in ["hit", "miss", "joined"] {
-            metrics.cache_requests_total.with_label_values(&["features", result]).inc_by(0);
-        }
-        metrics.cache_evictions_total.with_label_values(&["features"]).inc_by(0);
-        metrics.panics_total.with_label_values(&["worker"]).inc_by(0);
         Self {
             gauges: WorkerGauges::new(&shared),
             shared,
             evictions: 0,
-            row_life: None,
-            misses: 1.0,
+            row_units: MovingAverage::default(),
+            row_tokens: MovingAverage::default(),
+            misses: MovingAverage::starting_at(1.0),
             measured: [None; 2],
             out_of_memory: Cell::new(0),
             device_lost: Cell::new(false),
@@ -142,18 +132,18 @@ impl Meter {
         }
     }
 
-    pub(super) fn submitted(&self) {
+    pub(super) fn record_submitted(&self) {
         count(&self.shared.counters.submitted, 1);
     }
 
     /// Counts the outcome of a task.
-    pub(super) fn outcome(&self, error: Option<&EngineError>) {
+    pub(super) fn record_outcome(&self, error: Option<&EngineError>) {
         let counters = &self.shared.counters;
         let counter = match error {
             None => &counters.answered,
             Some(EngineError::DeadlineExceeded) => &counters.expired,
             Some(EngineError::ShuttingDown) => &counters.shut_down,
-            Some(EngineError::SlowReader) => return self.cancelled(),
+            Some(EngineError::SlowReader) => return self.record_cancelled(),
             Some(
                 EngineError::Overloaded { .. }
                 | EngineError::TooLargeForDeadline { .. }
@@ -166,14 +156,14 @@ impl Meter {
     }
 
     /// Counts a task that was cancelled because its client disconnected or read its stream too slowly.
-    pub(super) fn cancelled(&self) {
+    pub(super) fn record_cancelled(&self) {
         count(&self.shared.counters.cancelled, 1);
         self.shared.metrics.queue_cancelled_total.inc();
     }
 
-    pub(super) fn looked_up<M>(&mut self, lookup: &Lookup<M>) {
+    pub(super) fn record_lookup<M>(&mut self, lookup: &Lookup<M>) {
         let missed = if matches!(lookup, Lookup::Miss) { 1.0 } else { 0.0 };
-        self.misses += NEWEST_LOOKUP * (missed - self.misses);
+        self.misses.add(missed, NEWEST_LOOKUP);
         let result = match lookup {
             Lookup::Hit(_) => "hit",
             Lookup::Joined => "joined",
@@ -183,7 +173,7 @@ impl Meter {
     }
 
     /// Counts a unit that begins, and records how long its new items have waited.
-    pub(super) fn unit(&self, stage: Stage, trigger: Trigger, waited: &[Duration]) {
+    pub(super) fn record_unit_start(&self, stage: Stage, trigger: Trigger, waited: &[Duration]) {
         let (stage, metrics) = (stage_label(stage), &self.shared.metrics);
         metrics.batches_total.with_label_values(&[stage, trigger_label(trigger)]).inc();
         let wait = metrics.queue_wait_seconds.with_label_values(&[stage]);
@@ -194,7 +184,12 @@ impl Meter {
 
     /// Records a finished backend call: renews the heartbeat, and counts and logs a fault. Returns the number of
     /// faults, 0 or 1.
-    pub(super) fn call<T>(&self, what: &str, items: usize, result: &Result<T, Fault>) -> usize {
+    pub(super) fn record_call<T>(
+        &self,
+        what: &str,
+        items: usize,
+        result: &Result<T, Fault>,
+    ) -> usize {
         self.shared.heartbeat.beat();
         match result {
             Ok(_) => return 0,
@@ -204,7 +199,7 @@ impl Meter {
                         self.out_of_memory.set(self.out_of_memory.get() + 1);
                         self.shared.metrics.oom_total.inc();
                     }
-                    BackendError::NonFinite(_) => self.non_finite(),
+                    BackendError::NonFinite(_) => self.record_non_finite(),
                     BackendError::DeviceLost(_) => self.device_lost.set(true),
                     BackendError::Device(_) => {}
                 }
@@ -236,19 +231,25 @@ impl Meter {
     }
 
     /// Counts an output with NaN or infinity.
-    pub(super) fn non_finite(&self) {
+    pub(super) fn record_non_finite(&self) {
         self.shared.metrics.non_finite_outputs_total.inc();
     }
 
-    pub(super) fn encoded(&self, model: ModelId, batch: usize, encoded: usize, elapsed: Duration) {
+    pub(super) fn record_vision_batch(
+        &self,
+        model: ModelId,
+        batch: usize,
+        encoded: usize,
+        elapsed: Duration,
+    ) {
         let counters = &self.shared.counters;
         count(&counters.vision_units, 1);
         count(&counters.images_encoded, encoded);
         self.shared.metrics.images_encoded_total.inc_by(encoded as u64);
-        self.batch(Stage::Vision, model, batch, elapsed);
+        self.record_batch(Stage::Vision, model, batch, elapsed);
     }
 
-    pub(super) fn single_pass_done(
+    pub(super) fn record_single_pass_batch(
         &mut self,
         model: ModelId,
         rows: usize,
@@ -258,13 +259,13 @@ impl Meter {
         let counters = &self.shared.counters;
         count(&counters.single_pass_batches, 1);
         count(&counters.single_pass_rows, rows);
-        self.batch(Stage::Text, model, rows, elapsed);
+        self.record_batch(Stage::Text, model, rows, elapsed);
         for _ in 0..rows {
-            self.row_ended(1, tokens / rows as f64);
+            self.record_finished_row(1, tokens / rows as f64);
         }
     }
 
-    pub(super) fn stepped(&self, model: ModelId, mix: &StepMix, elapsed: Duration) {
+    pub(super) fn record_step(&self, model: ModelId, mix: &StepMix, elapsed: Duration) {
         let counters = &self.shared.counters;
         count(&counters.steps, 1);
         count(&counters.step_rows, mix.rows);
@@ -274,12 +275,12 @@ impl Meter {
         count(&counters.steps_with_decoding, usize::from(decoding));
         count(&counters.steps_with_beams, usize::from(beams));
         count(&counters.mixed_steps, usize::from(prompts && decoding && beams));
-        self.batch(Stage::Text, model, mix.rows, elapsed);
+        self.record_batch(Stage::Text, model, mix.rows, elapsed);
     }
 
     /// Records a new token of a beam search or of a single sequence. For the first token, `gap` is the time since the call was
     /// admitted; for later tokens, it is the time since the previous token.
-    pub(super) fn token(&self, first: bool, gap: Duration) {
+    pub(super) fn record_token(&self, first: bool, gap: Duration) {
         let metrics = &self.shared.metrics;
         let histogram = if first {
             &metrics.time_to_first_token_seconds
@@ -289,21 +290,23 @@ impl Meter {
         histogram.observe(gap.as_secs_f64());
     }
 
-    pub(super) fn generated(&self, tokens: usize) {
+    pub(super) fn record_generated_tokens(&self, tokens: usize) {
         self.shared.metrics.generated_tokens_total.inc_by(tokens as u64);
     }
 
     /// Records a row that has run its last unit.
-    pub(super) fn row_ended(&mut self, units: usize, tokens: f64) {
-        let units = units as f64;
-        let (old_units, old_tokens) = self.row_life.unwrap_or((units, tokens));
-        let fade = |old: f64, new: f64| old + NEWEST * (new - old);
-        self.row_life = Some((fade(old_units, units), fade(old_tokens, tokens)));
+    pub(super) fn record_finished_row(&mut self, units: usize, tokens: f64) {
+        self.row_units.add(units as f64, NEWEST);
+        self.row_tokens.add(tokens, NEWEST);
     }
 
     /// Updates the gauges of the queue depth and of the time at which the oldest waiting task was submitted. `oldest`
     /// is the age of that task.
-    pub(super) fn queue(&self, (images, rows): (usize, usize), oldest: Option<Duration>) {
+    pub(super) fn set_queue_gauges(
+        &self,
+        (images, rows): (usize, usize),
+        oldest: Option<Duration>,
+    ) {
         for (share, depth) in self.gauges.queue_depth.iter().zip([images, rows]) {
             share.set(depth);
         }
@@ -311,7 +314,7 @@ impl Meter {
         self.gauges.oldest.set(since);
     }
 
-    pub(super) fn features(&mut self, bytes: u64, evictions: u64) {
+    pub(super) fn update_feature_metrics(&mut self, bytes: u64, evictions: u64) {
         let metrics = &self.shared.metrics;
         self.gauges.feature_bytes.set(bytes);
         let new = evictions - self.evictions;
@@ -320,7 +323,7 @@ impl Meter {
     }
 
     /// Updates the metrics of a device with memory of its own.
-    pub(super) fn device(&mut self, usage: Option<DeviceUsage>) {
+    pub(super) fn update_device_metrics(&mut self, usage: Option<DeviceUsage>) {
         let Some(usage) = usage else { return };
         let (metrics, worker) = (&self.shared.metrics, self.gauges.worker.as_str());
         let bytes = [
@@ -344,14 +347,14 @@ impl Meter {
             tracing::warn!(
                 worker,
                 graphs = lost,
-                "gave up recorded graphs of the GPU: some passes now run launch by launch, which is slower"
+                "stopped using some recorded graphs of the GPU: their passes now launch each kernel separately, which is slower"
             );
         }
         (self.graph_launches, self.lost_graphs) = (usage.graph_launches, usage.lost_graphs);
     }
 
     /// Records that a unit of this stage has been measured.
-    pub(super) fn measured(&mut self, stage: Stage, now: Instant) {
+    pub(super) fn record_measurement(&mut self, stage: Stage, now: Instant) {
         self.measured[stage as usize] = Some(now);
     }
 
@@ -366,14 +369,14 @@ impl Meter {
             image,
             unit_fixed: text.map(|cost| cost.fixed),
             unit_per_token: text.map(|cost| cost.per_item),
-            row_units: self.row_life.map(|(units, _)| units),
-            row_tokens: self.row_life.map(|(_, tokens)| tokens),
-            image_misses: Some(self.misses),
+            row_units: self.row_units.value(),
+            row_tokens: self.row_tokens.value(),
+            image_misses: self.misses.value(),
             stale: self.measured.iter().flatten().any(old),
         }
     }
 
-    fn batch(&self, stage: Stage, model: ModelId, size: usize, elapsed: Duration) {
+    fn record_batch(&self, stage: Stage, model: ModelId, size: usize, elapsed: Duration) {
         let (stage, metrics) = (stage_label(stage), &self.shared.metrics);
         let name = self.shared.models.get(model.0).map_or("unknown", |model| model.name.as_str());
         metrics.batch_size.with_label_values(&[stage, name]).observe(size as f64);

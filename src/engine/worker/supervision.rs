@@ -52,7 +52,7 @@ struct Alive(Arc<Shared>);
 
 impl Drop for Alive {
     fn drop(&mut self) {
-        self.0.lifecycle.ends();
+        self.0.lifecycle.mark_ended();
     }
 }
 
@@ -83,9 +83,9 @@ impl<B: Backend> Supervisor<B> {
             // The state is set before the tasks end, so that their clients already see the new state.
             if can_rebuild {
                 self.shared.heartbeat.beat();
-                self.shared.lifecycle.rebuilds();
+                self.shared.lifecycle.mark_rebuilding();
             } else {
-                self.shared.lifecycle.ends();
+                self.shared.lifecycle.mark_ended();
             }
             // A panic may have left the worker's data inconsistent. If `fail_all` panics as well, dropping the worker
             // answers its tasks.
@@ -101,15 +101,15 @@ impl<B: Backend> Supervisor<B> {
                 Ok(rebuilt) => worker = rebuilt,
                 Err(error) => {
                     tracing::error!(worker = self.worker, %error, "cannot rebuild the backend; the worker ends");
-                    self.shared.lifecycle.ends();
+                    self.shared.lifecycle.mark_ended();
                     return inbox;
                 }
             }
             self.shared.heartbeat.beat();
-            self.shared.lifecycle.runs();
+            self.shared.lifecycle.mark_running();
             tracing::info!(worker = self.worker, "backend rebuilt; serving again");
         }
-        self.shared.lifecycle.ends();
+        self.shared.lifecycle.mark_ended();
         inbox
     }
 

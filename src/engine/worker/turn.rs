@@ -98,7 +98,7 @@ impl<B: Backend> Worker<B> {
     pub(super) fn accept(&mut self, submission: Submission) {
         let Submission { model, task, admitted, deadline, submitted, reservation, reply, stream } =
             submission;
-        self.meter.submitted();
+        self.meter.record_submitted();
         let id = TaskId(self.fresh_id());
         let decodes = matches!(task, Task::Caption(Caption { mode: DecodeMode::Generate(_), .. }));
         let traits =
@@ -107,7 +107,7 @@ impl<B: Backend> Worker<B> {
             Ok(plan) => plan,
             Err(error) => {
                 drop(reservation);
-                self.meter.outcome(Some(&error.into()));
+                self.meter.record_outcome(Some(&error.into()));
                 self.outbox.push((reply, Err(error.into())));
                 return;
             }
@@ -131,7 +131,7 @@ impl<B: Backend> Worker<B> {
         self.enqueue(id, start, now);
         for (key, pixels) in images {
             let found = self.features.request(key, id, &pixels, now);
-            self.meter.looked_up(&found);
+            self.meter.record_lookup(&found);
             let missed = matches!(found, Lookup::Miss);
             let reservation = &mut self.task(id).reservation;
             if missed {
@@ -188,7 +188,7 @@ impl<B: Backend> Worker<B> {
     /// Ends all tasks with `WorkerDown`.
     pub(super) fn fail_all(&mut self) {
         for task in self.tasks.keys().copied().collect::<Vec<_>>() {
-            self.finish(task, Err(EngineError::WorkerDown));
+            self.end_with_error(task, EngineError::WorkerDown);
         }
         self.publish();
         self.send();
@@ -200,19 +200,19 @@ impl<B: Backend> Worker<B> {
     fn reap_finished(&mut self, now: Instant) {
         if self.shared.is_aborted() {
             for task in self.tasks.keys().copied().collect::<Vec<_>>() {
-                self.finish(task, Err(EngineError::ShuttingDown));
+                self.end_with_error(task, EngineError::ShuttingDown);
             }
         }
         if self.shared.is_draining() {
             self.scheduler.drain();
         }
         for task in self.scheduler.due(now) {
-            self.finish(task, Err(EngineError::DeadlineExceeded));
+            self.end_with_error(task, EngineError::DeadlineExceeded);
         }
         let gone = |(_, active): &(&TaskId, &ActiveTask)| active.reply.is_closed();
         let departed: Vec<TaskId> = self.tasks.iter().filter(gone).map(|(&task, _)| task).collect();
         for task in departed {
-            self.meter.cancelled();
+            self.meter.record_cancelled();
             self.remove(task);
         }
     }
@@ -303,17 +303,17 @@ impl<B: Backend> Worker<B> {
                 Ok(output) => Ok(Answered { output, run }),
                 Err(error) => Err(error.into()),
             };
-            self.meter.outcome(outcome.as_ref().err());
+            self.meter.record_outcome(outcome.as_ref().err());
             self.outbox.push((reply, outcome));
         }
     }
 
-    /// Ends a task without an answer.
-    pub(super) fn finish(&mut self, task: TaskId, outcome: Outcome) {
+    /// Ends a task without an output.
+    pub(super) fn end_with_error(&mut self, task: TaskId, error: EngineError) {
         if let Some(ActiveTask { reservation, reply, .. }) = self.remove(task) {
             drop(reservation);
-            self.meter.outcome(outcome.as_ref().err());
-            self.outbox.push((reply, outcome));
+            self.meter.record_outcome(Some(&error));
+            self.outbox.push((reply, Err(error)));
         }
     }
 
@@ -352,9 +352,9 @@ impl<B: Backend> Worker<B> {
         let waiting = self.tasks.values().filter(|active| active.run.started.is_none());
         let oldest = waiting.map(|active| active.run.submitted).min();
         let age = oldest.map(|submitted| now.saturating_duration_since(submitted));
-        self.meter.queue(self.scheduler.depth(), age);
-        self.meter.features(self.features.bytes(), self.features.evictions());
-        self.meter.device(self.backend.device_usage());
+        self.meter.set_queue_gauges(self.scheduler.depth(), age);
+        self.meter.update_feature_metrics(self.features.bytes(), self.features.evictions());
+        self.meter.update_device_metrics(self.backend.device_usage());
         let measured = self.scheduler.measured();
         self.shared.admission.publish(self.meter.estimates(measured, now));
     }

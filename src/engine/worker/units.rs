@@ -29,7 +29,7 @@ impl<B: Backend> Worker<B> {
     /// Runs a unit and distributes its results to the tasks.
     pub(super) fn run(&mut self, unit: Unit) {
         let Unit { work, trigger, waited } = unit;
-        self.meter.unit(work.stage(), trigger, &waited);
+        self.meter.record_unit_start(work.stage(), trigger, &waited);
         match &work {
             UnitWork::Encode { output, images } => self.encode(&work, *output, images),
             UnitWork::SinglePass { model, rows, work: tokens } => {
@@ -42,7 +42,7 @@ impl<B: Backend> Worker<B> {
     }
 
     fn encode(&mut self, work: &UnitWork, output: VisionOutput, images: &[FeatureKey]) {
-        let mut flights: Vec<(FeatureKey, Arc<Pixels>)> = images
+        let mut encoding: Vec<(FeatureKey, Arc<Pixels>)> = images
             .iter()
             .filter_map(|&key| self.features.pixels(key).map(|pixels| (key, pixels)))
             .collect();
@@ -50,25 +50,26 @@ impl<B: Backend> Worker<B> {
         let (backend, meter) = (&mut self.backend, &self.meter);
         let mut faults = 0;
         let results =
-            run_or_split(&mut flights, &mut |part: &mut [(FeatureKey, Arc<Pixels>)]| {
+            run_or_split(&mut encoding, &mut |part: &mut [(FeatureKey, Arc<Pixels>)]| {
                 let pixels: Vec<&Pixels> = part.iter().map(|(_, pixels)| &**pixels).collect();
                 let result = attempt(|| {
                     injected("engine::encode")?;
                     backend.encode(output, &pixels)
                 });
-                faults += meter.call("encode", part.len(), &result);
+                faults += meter.record_call("encode", part.len(), &result);
                 result
             });
         let elapsed = self.record(work, start, faults == 0);
         let now = self.now();
-        let batch = Batch { began: start, ended: start + elapsed, size: flights.len() };
+        let batch = Batch { began: start, ended: start + elapsed, size: encoding.len() };
         let tower = output.tower;
         let bytes = self.backend.feature_bytes(tower);
         let encoded = results.iter().filter(|result| result.is_ok()).count();
-        self.meter.encoded(self.model_of(tower), flights.len(), encoded, elapsed);
+        self.meter.record_vision_batch(self.model_of(tower), encoding.len(), encoded, elapsed);
         self.suspect_backend(self.model_of(tower), &results);
+        self.update_backoff(&results);
         let mut participated = BTreeSet::new();
-        for ((key, _), result) in flights.into_iter().zip(results) {
+        for ((key, _), result) in encoding.into_iter().zip(results) {
             match result {
                 Ok(states) => {
                     let waiters = self.features.complete(key, states.clone(), bytes, now);
@@ -115,21 +116,22 @@ impl<B: Backend> Worker<B> {
         let results =
             run_or_split(&mut rows, &mut |part: &mut [SinglePassRow<B::EncoderStates>]| {
                 let result = attempt(|| {
-                    injected("engine::score")?;
+                    injected("engine::single_pass")?;
                     backend.run_single_pass(model, part)
                 });
-                faults += meter.call("score", part.len(), &result);
+                faults += meter.record_call("single_pass", part.len(), &result);
                 result
             });
         let elapsed = self.record(work, start, faults == 0);
         let now = self.now();
-        self.book_text_time(
+        self.add_text_time(
             &tasks,
             Batch { began: start, ended: start + elapsed, size: rows.len() },
         );
-        self.meter.single_pass_done(model, rows.len(), tokens, elapsed);
+        self.meter.record_single_pass_batch(model, rows.len(), tokens, elapsed);
         let tokens_per_row = tokens / rows.len().max(1) as f64;
         self.suspect_backend(model, &results);
+        self.update_backoff(&results);
         drop(rows);
         for (ItemOwner { task, slot, image }, result) in owners.into_iter().zip(results) {
             let Some(active) = self.tasks.get_mut(&task) else { continue };
@@ -177,14 +179,15 @@ impl<B: Backend> Worker<B> {
                     injected("engine::step")?;
                     backend.step(model, &mut part)
                 });
-                faults += meter.call("step", part.len(), &result);
+                faults += meter.record_call("step", part.len(), &result);
                 result
             });
         let elapsed = self.record(work, start, faults == 0);
         let now = self.now();
-        self.book_text_time(&tasks, Batch { began: start, ended: start + elapsed, size: mix.rows });
-        self.meter.stepped(model, &mix, elapsed);
+        self.add_text_time(&tasks, Batch { began: start, ended: start + elapsed, size: mix.rows });
+        self.meter.record_step(model, &mix, elapsed);
         self.suspect_backend(model, &results);
+        self.update_backoff(&results);
         let per_row = tokens / mix.rows.max(1) as f64;
         for ((id, mut group), result) in groups.into_iter().zip(results) {
             let task = group.owner.task;
@@ -195,7 +198,7 @@ impl<B: Backend> Worker<B> {
             match result {
                 Ok(event) => {
                     let (gap, is_first) = group.took_step(per_row, now);
-                    self.meter.token(is_first, gap);
+                    self.meter.record_token(is_first, gap);
                     self.stepped(id, group, event);
                 }
                 Err(fault) => self.fail(task, &fault),
@@ -206,7 +209,7 @@ impl<B: Backend> Worker<B> {
     /// Handles the result of one step for one group: streams the token, and completes the group if it has finished.
     fn stepped(&mut self, id: ItemId, group: RunningGroup<B::Group>, event: StepEvent) {
         let task = group.owner.task;
-        self.meter.generated(event.generated);
+        self.meter.record_generated_tokens(event.generated);
         if let Some(token) = event.token
             && let Some(active) = self.tasks.get_mut(&task)
             && let Some(stream) = &active.stream
@@ -214,7 +217,7 @@ impl<B: Backend> Worker<B> {
             match stream.try_send(token) {
                 Ok(()) => {}
                 Err(TrySendError::Full(_)) => {
-                    self.finish(task, Err(EngineError::SlowReader));
+                    self.end_with_error(task, EngineError::SlowReader);
                     return;
                 }
                 // Nobody reads the stream any more; the reply may still be wanted.
@@ -233,7 +236,7 @@ impl<B: Backend> Worker<B> {
         };
         let FinishedGroup { owner, steps, tokens } = group.finish();
         self.scheduler.finish(id);
-        self.meter.row_ended(steps, tokens);
+        self.meter.record_finished_row(steps, tokens);
         let Some(active) = self.tasks.get_mut(&task) else { return };
         active.reservation.record_row(tokens);
         match active.plan.group_done(owner.slot, sequences) {
@@ -255,7 +258,7 @@ impl<B: Backend> Worker<B> {
             })
         });
         if let Err((task, fault)) = joined {
-            self.meter.call("open", 1, &Err::<(), _>(fault.clone()));
+            self.meter.record_call("open", 1, &Err::<(), _>(fault.clone()));
             self.suspect = self.tasks.get(&task).map(|active| active.model);
             self.fail(task, &fault);
         }
@@ -283,7 +286,7 @@ impl<B: Backend> Worker<B> {
         let elapsed = now.saturating_duration_since(start);
         self.scheduler.record(work, elapsed, went_well);
         if went_well {
-            self.meter.measured(work.stage(), now);
+            self.meter.record_measurement(work.stage(), now);
         }
         elapsed
     }
@@ -296,7 +299,7 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    fn book_text_time(&mut self, tasks: &BTreeSet<TaskId>, batch: Batch) {
+    fn add_text_time(&mut self, tasks: &BTreeSet<TaskId>, batch: Batch) {
         for task in tasks {
             if let Some(active) = self.tasks.get_mut(task) {
                 StageRun::add(&mut active.run.text, (batch.began, batch.ended), batch.size);
@@ -305,33 +308,37 @@ impl<B: Backend> Worker<B> {
     }
 
     /// Marks the backend as suspect if every item of a unit failed, because the cause may then be the backend as well
-    /// as the items. The next turn probes the backend. Running out of memory proves nothing, so it does not count. Until a
-    /// unit succeeds, new calls avoid this worker for whichever reason its items failed.
+    /// as the items. The next turn probes the backend. Running out of memory proves nothing, so it does not count.
     fn suspect_backend<T>(&mut self, model: ModelId, results: &[Result<T, Fault>]) {
         let failed =
             |result: &Result<T, Fault>| matches!(result, Err(fault) if !fault.is_out_of_memory());
         if !results.is_empty() && results.iter().all(failed) {
             self.suspect = Some(model);
         }
+    }
+
+    /// Begins or prolongs this worker's failure backoff if every item of a unit failed, for whatever reason; ends it if one
+    /// succeeded.
+    fn update_backoff<T>(&self, results: &[Result<T, Fault>]) {
         if results.iter().any(Result::is_ok) {
-            self.shared.trouble.succeeded();
+            self.shared.failure_backoff.record_success();
         } else if !results.is_empty() {
-            self.shared.trouble.failed(self.now());
+            self.shared.failure_backoff.record_failure(self.now());
         }
     }
 
     /// Ends a task with an error if its plan cannot accept an output. Non-finite numbers make the backend suspect.
     fn fail_plan(&mut self, task: TaskId, error: PlanError) {
         if matches!(error, PlanError::NonFinite(_)) {
-            self.meter.non_finite();
+            self.meter.record_non_finite();
             self.suspect = self.tasks.get(&task).map(|active| active.model);
         }
-        self.finish(task, Err(error.into()));
+        self.end_with_error(task, error.into());
     }
 
     fn fail(&mut self, task: TaskId, fault: &Fault) {
         let error = fault.to_error(self.shared.admission.retry_after());
-        self.finish(task, Err(error));
+        self.end_with_error(task, error);
     }
 
     /// Returns a model that uses this tower, for the metric label.

@@ -203,7 +203,7 @@ impl<B: Backend> TrialRun<'_, B> {
             backend.run_single_pass(model, &rows)
         })?;
         if learn {
-            self.meter.row_ended(1, tokens);
+            self.meter.record_finished_row(1, tokens);
         }
         let output = outputs.into_iter().next().ok_or_else(|| UnitFault::without_result(unit))?;
         if is_finite(&output) { Ok(output) } else { Err(UnitFault::non_finite(unit)) }
@@ -235,7 +235,7 @@ impl<B: Backend> TrialRun<'_, B> {
             }
         }
         if learn {
-            self.meter.row_ended(CAPTION_TOKENS, CAPTION_TOKENS as f64 + image_work);
+            self.meter.record_finished_row(CAPTION_TOKENS, CAPTION_TOKENS as f64 + image_work);
         }
         Ok(())
     }
@@ -249,12 +249,12 @@ impl<B: Backend> TrialRun<'_, B> {
     ) -> Result<T, UnitFault> {
         let start = self.shared.clock.now();
         let result = attempt(|| call(self.backend));
-        self.meter.call("warm-up", 1, &result);
+        self.meter.record_call("warm-up", 1, &result);
         let value = result.map_err(|fault| UnitFault { unit, cause: fault.cause() })?;
         if let Some(work) = work {
             let now = self.shared.clock.now();
             self.scheduler.record(work, now.saturating_duration_since(start), true);
-            self.meter.measured(work.stage(), now);
+            self.meter.record_measurement(work.stage(), now);
         }
         Ok(value)
     }

@@ -110,7 +110,7 @@ pub enum CudaUnavailable {
 }
 
 impl CudaUnavailable {
-    /// True if this host has no GPU, as far as the driver knows: then there is nothing to mend.
+    /// True if this host has no GPU, as far as the driver knows: then there is nothing to fix.
     #[must_use]
     pub fn is_without_gpu(&self) -> bool {
         matches!(self, Self::DriverMissing | Self::NoDevice)

@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn every_key_is_compared_wherever_the_right_one_stands_and_when_there_is_none() {
+    fn every_key_is_compared_at_whatever_position_the_right_one_is_and_if_there_is_none() {
         let keys = keys(9);
         for presented in [0, 4, 8, 9] {
             let mut compared = 0;

@@ -21,7 +21,7 @@ use crate::mutations::{self, Mutation};
 use crate::platform;
 use crate::task::{Task, TaskOutput};
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::trace::{OpenSpan, Spans};
+use crate::telemetry::trace::{OpenSpan, ParentSpan};
 
 /// Runs one part of a call, such as reading the body or waiting for the worker. Stops it at the deadline, or as soon as
 /// the engine can no longer answer any call.
@@ -117,7 +117,7 @@ impl Call {
     async fn answer<E: Endpoint>(
         &self,
         input: InputResult<E>,
-        spans: &Spans,
+        spans: &ParentSpan,
     ) -> Result<E::Answer, ApiError> {
         let PreparedInput { plan, tokens, images, second_images, .. } = input?;
         // Wait for all images before the first task: a fetched file holds a permit, and an image that cannot be prepared
@@ -174,7 +174,7 @@ impl Call {
         &self,
         model: &Model,
         task: Task,
-        spans: &Spans,
+        spans: &ParentSpan,
     ) -> Result<TaskOutput, ApiError> {
         let span = task_spans::begin(spans, model);
         let answered = self.admission.submit(model.info.id, task).await.map_err(ApiError::from);

@@ -12,7 +12,7 @@ use crate::http::state::models::Model;
 use crate::platform;
 use crate::task::Preprocessing;
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::trace::Spans;
+use crate::telemetry::trace::ParentSpan;
 
 /// An input that has been validated. Its images are indices into the [`ImageSet`] of the call.
 pub(super) struct PlannedInput<E: Endpoint> {
@@ -128,7 +128,7 @@ pub(super) fn named(error: ApiError, index: usize, batch: bool) -> ApiError {
 pub(super) async fn tokenize_all<E: Endpoint>(
     plans: &[Result<PlannedInput<E>, ApiError>],
     model: &Model,
-    (metrics, spans): (&Metrics, &Spans),
+    (metrics, spans): (&Metrics, &ParentSpan),
 ) -> Result<Vec<Result<E::Tokens, ApiError>>, ApiError> {
     let began = platform::now();
     let bytes: usize = plans.iter().flatten().map(|planned| planned.plan.text_bytes()).sum();

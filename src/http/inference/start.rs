@@ -85,7 +85,7 @@ impl<'a> Start<'a> {
         Ok(Self { state, services, context, deadline, line_bytes: Some(line_bytes) })
     }
 
-    /// Starts a call that the routes of another API translate.
+    /// Starts the call of a whole request, native or of another API.
     ///
     /// # Errors
     /// `not_ready`; `invalid_request` if the client asks for an invalid deadline.

@@ -6,10 +6,10 @@ use crate::http::error::ApiError;
 use crate::http::middleware::server_timing::milliseconds;
 use crate::http::state::models::Model;
 use crate::task::{StageRun, TaskRun};
-use crate::telemetry::trace::{Attribute, OpenSpan, Spans, Value};
+use crate::telemetry::trace::{Attribute, OpenSpan, ParentSpan, Value};
 
 /// Begins the span of a task that is submitted. If the span is dropped, the task was cancelled.
-pub(crate) fn begin(spans: &Spans, model: &Model) -> OpenSpan {
+pub(crate) fn begin(spans: &ParentSpan, model: &Model) -> OpenSpan {
     let mut span = spans.open("inference");
     span.set("blip.model", || Value::text(&model.info.name));
     span
@@ -18,7 +18,7 @@ pub(crate) fn begin(spans: &Spans, model: &Model) -> OpenSpan {
 /// Ends the span of a task, or replaces it by those of the stages.
 pub(crate) fn end(
     span: OpenSpan,
-    (spans, model): (&Spans, &Model),
+    (spans, model): (&ParentSpan, &Model),
     answer: &Result<Answered, ApiError>,
 ) {
     match answer {
@@ -30,7 +30,7 @@ pub(crate) fn end(
     }
 }
 
-fn record(spans: &Spans, run: &TaskRun, model: &Model) {
+fn record(spans: &ParentSpan, run: &TaskRun, model: &Model) {
     if let Some(started) = run.started {
         spans.record("queue", (run.submitted, started), Vec::new);
     }

@@ -45,7 +45,7 @@ pub(crate) async fn observe(
     next: Next,
 ) -> Response {
     let (span, context) = RequestSpan::begin(&observer.state, &request, context);
-    if context.spans.are_recorded() {
+    if context.spans.is_recorded() {
         request.extensions_mut().insert(context.clone());
     }
     let mut record = Record {

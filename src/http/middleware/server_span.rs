@@ -68,7 +68,7 @@ impl RequestSpan {
         };
         let span = begin(tracer, headers, parent, &context);
         let spans = span.spans();
-        let head = spans.are_recorded().then(|| Head {
+        let head = spans.is_recorded().then(|| Head {
             host: headers.get(header::HOST).cloned(),
             user_agent: headers.get(header::USER_AGENT).cloned(),
             version: request.version(),

@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_stand_once_and_others_of_the_same_code_beside() {
+    fn equal_refusals_are_shared_and_others_of_the_same_code_get_a_name_of_their_own() {
         let mut shared = SharedComponents::default();
         let refusal = |codes: &str| json!({"description": codes});
         let reference = |name: &str| json!({"$ref": format!("#/components/responses/{name}")});

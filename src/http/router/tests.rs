@@ -237,6 +237,8 @@ fn the_counters_of_a_new_endpoint_exist_before_its_first_call() {
         r#"blip_items_total{code="ok",model="fake-retrieval",task="classify"} 0"#,
         r#"blip_items_total{code="ok",model="fake-clip",task="classify"} 0"#,
         r#"blip_items_total{code="ok",model="fake-caption",task="caption"} 0"#,
+        r#"blip_items_total{code="inference_failed",model="fake-caption",task="caption"} 0"#,
+        r#"blip_items_total{code="internal_error",model="fake-clip",task="classify"} 0"#,
         r#"blip_http_requests_total{code="ok",method="POST",route="/classify",status="200"} 0"#,
         r#"blip_http_request_duration_seconds_count{route="/classify/batch"} 0"#,
     ];

@@ -75,7 +75,7 @@ pub(crate) struct ModelDescription {
     /// Data type of weights and activations.
     #[schema(example = "f32")]
     dtype: &'static str,
-    /// Device that runs the model; with several GPUs the first, `workers` has all.
+    /// Device that runs the model. With several GPUs, the first of them; `workers` lists all.
     #[schema(example = "cpu")]
     device: String,
     /// Number of dimensions of image and text embeddings.

@@ -53,8 +53,9 @@ pub(crate) struct TaskLabel {
     pub(crate) name: &'static str,
 }
 
-/// Creates the counters of successful inputs once both the endpoints of the router and the loaded models are known.
-/// Either may become known first.
+/// Creates the counters of successful inputs, and of inputs that failed by the server's fault, so that an alert sees the
+/// first such failure. Does so once both the endpoints of the router and the loaded models are known; either may become
+/// known first.
 #[derive(Default)]
 pub(crate) struct ItemCounters {
     tasks: OnceLock<Vec<TaskLabel>>,
@@ -80,7 +81,9 @@ impl ItemCounters {
         let (Some(tasks), Some(models)) = (self.tasks.get(), self.models.get()) else { return };
         for model in models.iter() {
             for task in tasks.iter().filter(|task| task.models.include(&model.info)) {
-                metrics.items_total.with_label_values(&[task.name, &model.info.name, "ok"]);
+                for code in ["ok", Code::InferenceFailed.name(), Code::InternalError.name()] {
+                    metrics.items_total.with_label_values(&[task.name, &model.info.name, code]);
+                }
             }
         }
     }

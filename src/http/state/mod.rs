@@ -109,7 +109,7 @@ impl HttpState {
         self.0.item_counters.set_models(&self.0.metrics, &services.models);
         // `set` fails only on a second call, which by contract changes nothing.
         let _ = self.0.services.set(services);
-        self.0.lifecycle.loaded();
+        self.0.lifecycle.mark_loaded();
     }
 
     /// Makes `/health/ready` answer 503 from now on. Requests are still served until the engine drains.
@@ -127,7 +127,7 @@ impl HttpState {
         self.0.reloads.subscribe()
     }
 
-    /// Returns whether the server accepts requests. During a shutdown the answer is `Draining`, even if the worker is
+    /// Returns whether the server accepts requests. During a shutdown the answer is `Draining`, even if a worker is
     /// down as well.
     pub fn readiness(&self) -> Readiness {
         if self.0.lifecycle.is_shutting_down() {
@@ -147,7 +147,7 @@ impl HttpState {
         self.phase() == Phase::Down
     }
 
-    /// Returns the phase of the process. Once an engine runs, the phase is [`Phase::Down`] if the worker has sent no
+    /// Returns the phase of the process. Once an engine runs, the phase is [`Phase::Down`] if a worker has sent no
     /// heartbeat for too long.
     fn phase(&self) -> Phase {
         let services = self.0.services.get();

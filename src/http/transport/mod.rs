@@ -20,5 +20,5 @@ pub(crate) use listener::Accept;
 pub use listener::Listener;
 #[cfg(test)]
 pub(crate) use server::serve_connections;
-pub use server::{Drained, max_sockets, serve, serve_operations};
+pub use server::{Drained, LAST_ANSWERS, max_sockets, serve, serve_operations};
 pub use tls::{Tls, TlsError};

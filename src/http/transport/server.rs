@@ -43,7 +43,7 @@ use crate::telemetry::metrics::{GaugeGuard, Metrics};
 
 /// Time from the end of the drain timeout to the closing of the remaining connections. At the end of the drain timeout,
 /// the engine ends the remaining requests with an error; this time is long enough to write their responses.
-const LAST_ANSWERS: Duration = Duration::from_secs(1);
+pub const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// Connection limit of the operations listener, which serves a few probes and scrapers.
 const OPERATIONS_CONNECTIONS: usize = 64;
 

@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn closing_connections_are_told_while_a_new_one_waits_and_only_then() {
+    fn closing_connections_are_notified_only_while_a_new_one_waits() {
         let mut context = Context::from_waker(Waker::noop());
         let sockets = Sockets::new(1);
         let exhaustion = sockets.exhaustion();

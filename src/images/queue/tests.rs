@@ -60,7 +60,7 @@ fn estimated_wait(queue: &Queue, threads: usize, now: Instant) -> Duration {
 }
 
 #[test]
-fn the_wait_is_the_mean_time_of_what_stands_before_shared_by_the_threads() {
+fn the_estimated_wait_is_the_mean_time_of_the_jobs_ahead_divided_by_the_threads() {
     let (mut queue, now) = (Queue::new(9), Instant::now());
     push(&mut queue, Lane::Decodes, lone(1));
     assert_eq!(estimated_wait(&queue, 1, now), Duration::ZERO, "nothing is known yet");
@@ -75,7 +75,7 @@ fn the_wait_is_the_mean_time_of_what_stands_before_shared_by_the_threads() {
 }
 
 #[test]
-fn of_others_no_more_stands_before_a_call_than_its_own_work() {
+fn other_calls_delay_a_call_by_one_turn_for_each_of_its_files() {
     let (mut queue, now) = (known(), Instant::now());
     for _ in 0..64 {
         push(&mut queue, Lane::Decodes, call(1, 1));
@@ -270,7 +270,7 @@ fn what_runs_counts_with_the_rest_of_its_time_where_no_thread_is_free() {
 }
 
 #[test]
-fn what_nobody_wants_any_more_is_taken_out() {
+fn jobs_that_no_call_wants_any_more_are_removed() {
     let mut queue = Queue::new(2);
     for lane in [Lane::Hashes, Lane::Decodes] {
         assert!(queue.push(Box::new(Idle(false)), lane, lone(1)).is_ok());

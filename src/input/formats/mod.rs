@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn formats_are_told_by_their_first_bytes() {
+    fn formats_are_recognised_by_their_first_bytes() {
         let bmp = b"BM\0\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0";
         let cases: [(&[u8], Option<ImageFormat>); 12] = [
             (b"\xff\xd8\xff\xe0", Some(ImageFormat::Jpeg)),

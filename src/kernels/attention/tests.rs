@@ -204,7 +204,7 @@ fn a_memory_packed_again_at_another_level_is_of_that_level() {
 }
 
 #[test]
-fn a_query_has_the_same_bits_alone_and_in_any_company() {
+fn a_query_has_the_same_bits_alone_and_with_any_batch_neighbours() {
     let heads = Heads { count: 2, width: 64 };
     let (first, second) = (Sequence::new(heads, 50, 5), Sequence::new(heads, 37, 6));
     for level in levels() {

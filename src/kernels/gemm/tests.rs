@@ -188,7 +188,7 @@ fn every_level_and_format_equals_the_slow_twin_on_the_shapes_of_the_models() {
 }
 
 #[test]
-fn a_row_has_the_same_bits_alone_and_in_any_company_on_any_number_of_threads() {
+fn a_row_has_the_same_bits_alone_and_with_any_batch_neighbours_on_any_number_of_threads() {
     let (n, k, m) = (70, 200, 61);
     let (x, weight) = (values(m * k, 4), values(n * k, 5));
     for level in levels() {

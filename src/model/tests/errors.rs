@@ -146,7 +146,7 @@ fn a_git_lfs_pointer_is_called_that() {
 }
 
 #[test]
-fn a_pickle_of_an_old_torch_is_told_how_to_be_saved_again() {
+fn the_error_for_a_pickle_of_an_old_torch_says_how_to_save_it_again() {
     // Before version 1.6, every file that `torch.save` wrote started with these bytes, a pickled magic number.
     let error = error_with("pytorch_model.bin", b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.");
     assert!(
@@ -158,7 +158,7 @@ fn a_pickle_of_an_old_torch_is_told_how_to_be_saved_again() {
 }
 
 #[test]
-fn what_is_no_file_of_torch_is_told_apart_from_a_damaged_one() {
+fn a_file_that_is_not_from_torch_gets_another_error_than_a_damaged_one() {
     let whole = std::fs::read(fixtures().join("vqa-varied/pytorch_model.bin")).unwrap();
     let cases: [(&[u8], &str); 3] = [
         (b"", "it is empty; download it again"),

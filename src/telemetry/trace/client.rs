@@ -30,8 +30,8 @@ pub(super) struct CollectorClient {
     http: Client,
     headers: Vec<(HeaderName, HeaderValue)>,
     compression: TraceCompression,
-    /// Why the last request failed; empty if it succeeded.
-    problem: Mutex<String>,
+    /// Why the last request failed, or why the collector rejected some of its spans; `None` if all is well.
+    problem: Mutex<Option<String>>,
     /// Number of spans of the last request that the collector rejected although it answered with success.
     rejected: AtomicU64,
 }
@@ -62,8 +62,8 @@ impl CollectorClient {
         })
     }
 
-    /// Returns why the last request failed, without the URL and without anything secret.
-    pub(super) fn problem(&self) -> String {
+    /// Returns why the last request failed or spans were rejected, without the URL and without anything secret.
+    pub(super) fn problem(&self) -> Option<String> {
         self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -72,8 +72,8 @@ impl CollectorClient {
         self.rejected.swap(0, Ordering::Relaxed)
     }
 
-    fn note_problem(&self, problem: &str) {
-        problem.clone_into(&mut self.problem.lock().unwrap_or_else(PoisonError::into_inner));
+    fn set_problem(&self, problem: Option<String>) {
+        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
     }
 
     fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
@@ -113,19 +113,19 @@ impl HttpClient for CollectorClient {
         let answer = self.send(request);
         match &answer {
             Ok(response) if response.status().is_success() => {
-                self.note_problem("");
+                self.set_problem(None);
                 let parsed = ExportTraceServiceResponse::decode(&response.body()[..]);
                 if let Some(partial) = parsed.ok().and_then(|answer| answer.partial_success) {
                     let rejected = u64::try_from(partial.rejected_spans).unwrap_or(0);
                     self.rejected.store(rejected, Ordering::Relaxed);
                     if !partial.error_message.is_empty() {
                         let message = clipped(&partial.error_message);
-                        self.note_problem(&format!("it rejected spans: {message}"));
+                        self.set_problem(Some(format!("it rejected spans: {message}")));
                     }
                 }
             }
-            Ok(response) => self.note_problem(&format!("it answered {}", response.status())),
-            Err(error) => self.note_problem(&with_causes(&**error)),
+            Ok(response) => self.set_problem(Some(format!("it answered {}", response.status()))),
+            Err(error) => self.set_problem(Some(with_causes(&**error))),
         }
         answer
     }

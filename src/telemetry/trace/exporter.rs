@@ -142,8 +142,7 @@ impl Exporter {
             return;
         }
         // If no request was made, only the exporter knows why.
-        let problem = Some(self.client.problem()).filter(|problem| !problem.is_empty());
-        let problem = problem.or_else(|| result.err().map(|error| error.to_string()));
+        let problem = self.client.problem().or_else(|| result.err().map(|error| error.to_string()));
         self.log.failed(&problem.unwrap_or_default(), failed, Instant::now());
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  http: a request arrives ── Tracer::begin ─> ServerSpan (sampled or not)
-//!          its parts ── Spans::record, Spans::open ─> spans, kept with the request
+//!          its parts ── ParentSpan::record, ParentSpan::open ─> spans, kept with the request
 //!          its end   ── ServerSpan::finish ─> SpanQueue (bounded, never waits)
 //!                                                │
 //!  thread `traces`: batches ── opentelemetry-otlp ─> reqwest ─> collector
@@ -35,5 +35,5 @@ mod tracer;
 pub use context::{SpanId, TraceId, TraceParent};
 pub use exporter::TraceSetupError;
 pub use settings::TraceSettings;
-pub use spans::{Attribute, Failure, OpenSpan, Spans, Value};
-pub use tracer::{Incoming, ServerSpan, Tracer};
+pub use spans::{Attribute, Failure, OpenSpan, ParentSpan, Value};
+pub use tracer::{Incoming, LAST_EXPORT, ServerSpan, Tracer};

@@ -42,7 +42,8 @@ struct State {
     traces: VecDeque<FinishedTrace>,
     /// Number of spans in `traces`.
     spans: usize,
-    /// When the oldest of them was added to an empty queue.
+    /// Start of the wait for a full batch: when the first trace was added to the empty queue, or when the previous batch
+    /// was taken and left some. `None` if the queue is empty.
     since: Option<Instant>,
     /// No span is added any more; the exporter sends the rest and ends.
     is_closed: bool,
@@ -142,7 +143,7 @@ impl SpanQueue {
         Some(batch)
     }
 
-    /// Notes that the exporter's thread has ended, and drops what is left.
+    /// Records that the exporter's thread has ended. What is left in the queue stays there until it is closed.
     pub(super) fn end(&self) {
         let mut state = self.lock();
         state.is_closed = true;

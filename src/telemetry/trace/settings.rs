@@ -19,7 +19,7 @@ use crate::settings::{InvalidSetting, NotAccepted, Section, empty_is_none, milli
 pub struct TraceSettings {
     /// False switches tracing off even if there is an endpoint.
     pub enabled: bool,
-    /// URL to which the collector's clients send traces; tracing is off without one.
+    /// URL of the collector, to which traces are sent. Without one, tracing is off.
     #[serde(with = "empty_is_none")]
     pub endpoint: Option<TraceEndpoint>,
     /// Header fields of each export, each written as `name=value`, with a percent-encoded value.
@@ -33,7 +33,7 @@ pub struct TraceSettings {
     /// PEM file with the certificates that the collector's certificate is checked against, instead of the system's.
     /// Empty: those of the system.
     pub certificate: String,
-    /// Longest time for one export, with its repetitions.
+    /// Maximum time for one export, including its retries.
     #[serde(rename = "timeout_ms", with = "millis")]
     pub timeout: Duration,
     /// Which requests are traced.
@@ -55,7 +55,7 @@ pub struct TraceSettings {
     /// How long a span waits for others, so that they are exported together.
     #[serde(rename = "batch_delay_ms", with = "millis")]
     pub batch_delay: Duration,
-    /// A further limit on the time of one export; the shorter of the two counts.
+    /// Another maximum for the same time as `timeout`; the lower one applies.
     #[serde(rename = "export_timeout_ms", with = "millis")]
     pub export_timeout: Duration,
 }

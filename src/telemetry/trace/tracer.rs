@@ -14,14 +14,16 @@ use super::context::{Flags, SpanId, TraceId, TraceParent, traceresponse};
 use super::exporter::{self, TraceSetupError};
 use super::queue::SpanQueue;
 use super::settings::{SamplerChoice, TraceSettings};
-use super::spans::{Attribute, Failure, FinishedSpan, Recorder, Spans, TraceIdentity, new_span_id};
+use super::spans::{
+    Attribute, Failure, FinishedSpan, ParentSpan, Recorder, TraceIdentity, new_span_id,
+};
 use crate::telemetry::metrics::Metrics;
 
 /// Longest `tracestate` that is kept, in bytes; W3C Trace Context asks for at least 512.
 const MAX_STATE: usize = 512;
 
 /// How long a shutdown waits for the last export.
-const FLUSH: Duration = Duration::from_secs(2);
+pub const LAST_EXPORT: Duration = Duration::from_secs(2);
 
 /// Begins traces. Clones share the exporter.
 #[derive(Debug, Clone)]
@@ -124,9 +126,9 @@ impl Tracer {
         }
     }
 
-    /// Exports what is left, for at most two seconds. Spans that end later are dropped. Blocks the calling thread.
+    /// Exports what is left, for at most [`LAST_EXPORT`]. Spans that end later are dropped. Blocks the calling thread.
     pub fn shut_down(&self) {
-        let left = self.0.queue.close(FLUSH);
+        let left = self.0.queue.close(LAST_EXPORT);
         if left > 0 {
             tracing::warn!(
                 spans = left,
@@ -177,10 +179,10 @@ impl ServerSpan {
 
     /// Returns the place below this span.
     #[must_use]
-    pub fn spans(&self) -> Spans {
+    pub fn spans(&self) -> ParentSpan {
         let recorder = self.recorder.as_ref();
-        recorder.map_or_else(Spans::default, |recorder| {
-            Spans::below(Arc::clone(recorder), self.span_id)
+        recorder.map_or_else(ParentSpan::default, |recorder| {
+            ParentSpan::below(Arc::clone(recorder), self.span_id)
         })
     }
 

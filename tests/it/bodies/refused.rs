@@ -77,7 +77,7 @@ fn form_urlencoded(name: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_field_in_the_wrong_place_is_told_where_it_belongs() {
+async fn the_error_for_a_misplaced_field_says_where_it_belongs() {
     let image = picture();
     let item = |more: &str| format!(r#"{{"inputs": [{{"image": "{image}", {more}}}]}}"#);
     each_is_refused(vec![

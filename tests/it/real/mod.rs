@@ -1,8 +1,8 @@
 //! Real models through the real engine and the real server: the tiny checkpoints of `tests/fixtures`, which
 //! transformers wrote, and the demo models. What every tower computes is held against the reference in `src/model/tests`; here it is
-//! the whole that is tested: company in a batch, many clients at once, texts and numbers as a client sees them.
+//! the whole that is tested: batch neighbours, many clients at once, texts and numbers as a client sees them.
 
-mod company;
+mod batch_neighbours;
 #[cfg(feature = "demo")]
 mod demo;
 mod explain;

@@ -128,7 +128,7 @@ async fn a_malformed_body_refuses_the_whole_call_and_decodes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn faults_of_several_inputs_are_told_together() {
+async fn faults_of_several_inputs_are_reported_together() {
     let app = TestApp::start();
     let image = base64(&png(1));
     let request = json!({"inputs": [{"image": image, "seed": 1}, {"image": image}, {"image": image, "top_k": 3}]});

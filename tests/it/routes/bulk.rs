@@ -301,7 +301,7 @@ async fn long_lines_of_many_requests_do_not_wait_for_each_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn answers_that_nobody_reads_keep_their_request_and_nothing_else() {
+async fn unread_answers_hold_the_turn_of_their_request_and_nothing_in_the_engine() {
     let app = TestApp::with(|config| {
         config.http.bulk.max_requests = 1;
         config.http.bulk.max_held_bytes = 10_000;

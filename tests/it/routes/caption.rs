@@ -45,7 +45,7 @@ async fn numbers_are_written_as_the_shortest_f32() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_prompt_begins_the_text_and_the_continuation_stands_apart() {
+async fn a_prompt_begins_the_text_and_the_continuation_is_a_field_of_its_own() {
     let app = TestApp::start();
     let request = json!({"image": base64(&png(1)), "prompt": "A Cat"});
     let answer = app.json("/caption", &request).await.ok();

@@ -33,7 +33,7 @@ async fn all_encodings_of_a_request_have_one_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_accepted_format_is_told_by_its_bytes() {
+async fn every_accepted_format_is_recognised_by_its_bytes() {
     let app = TestApp::start();
     let formats = [
         ("jpeg", image::ImageFormat::Jpeg),

@@ -221,7 +221,7 @@ async fn a_message_of_many_values_is_refused_before_the_protocol_sees_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_message_is_told_what_one_needs() {
+async fn the_error_for_an_invalid_message_says_what_a_message_needs() {
     let app = TestApp::with(enabled);
     for (body, words) in [
         ("{", "JSON"),

@@ -86,7 +86,7 @@ async fn a_server_that_loads_says_so_and_refuses_work() {
 }
 
 #[tokio::test]
-async fn a_probe_that_is_told_not_ready_is_no_error_in_the_log_and_a_refused_request_is() {
+async fn a_probe_answered_not_ready_is_no_error_in_the_log_and_a_refused_request_is() {
     let metrics = Arc::new(Metrics::try_new().unwrap());
     let router = router(HttpState::new(HttpSettings::default(), metrics));
     let ask = async || {

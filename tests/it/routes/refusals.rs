@@ -204,7 +204,7 @@ async fn an_undeclared_body_is_bounded_as_it_arrives() {
 }
 
 #[tokio::test]
-async fn of_what_stands_before_a_part_only_so_much_is_read() {
+async fn what_precedes_a_part_is_read_up_to_a_limit() {
     let app = TestApp::start();
     for beginning in ["", "--b", "--b\r\nx: "] {
         let taken = Arc::new(AtomicUsize::new(0));

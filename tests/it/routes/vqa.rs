@@ -25,7 +25,7 @@ async fn questions_are_answered_in_order_from_one_look_at_the_image() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_question_may_stand_alone() {
+async fn one_question_is_answered_like_a_list_of_one() {
     let app = TestApp::start();
     let one = json!({"image": base64(&png(1)), "question": "how many?"});
     let list = json!({"image": base64(&png(1)), "questions": ["how many?"]});

@@ -68,7 +68,7 @@ impl Corpus {
             file = damaged(file, other, &mut random);
         }
         if random.below(2) == 0 {
-            mend_checksums(&mut file);
+            repair_checksums(&mut file);
         }
         file
     }
@@ -132,7 +132,7 @@ fn overwrite(file: &mut [u8], place: usize, with: &[u8]) {
 }
 
 /// Gives every chunk of a PNG the checksum of what it holds, so that damage gets past it.
-fn mend_checksums(file: &mut [u8]) {
+fn repair_checksums(file: &mut [u8]) {
     let mut at = 8;
     while file.starts_with(b"\x89PNG")
         && let Some(head) = file.get(at..at + 4)

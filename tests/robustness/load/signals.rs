@@ -221,7 +221,7 @@ async fn kill(cycles: u64) -> Vec<Duration> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_is_told_to_stop_answers_all_that_it_began() {
+async fn a_server_that_gets_a_stop_signal_answers_every_request_that_it_has_begun() {
     assert!(terminate(4).await.answered > 0);
 }
 

@@ -137,7 +137,7 @@ def contradicts_itself(case):
     return any(merged_conflicts(path, fields) for fields in inputs_of(path, case))
 
 
-def mend(path, body, rng):
+def repair(path, body, rng):
     """Removes conflicts from a request. Randomly drawn fields nearly always conflict, so nothing behind the checks would be
     reached."""
     if path == "/classify" and "template" in body:
@@ -152,10 +152,10 @@ def mend(path, body, rng):
         for name in ("image", "images", "text", "texts"):
             body.pop(name, None)
     for fields in body["inputs"]:
-        mend_input(path, body, fields, rng)
+        repair_input(path, body, fields, rng)
 
 
-def mend_input(path, defaults, fields, rng):
+def repair_input(path, defaults, fields, rng):
     picture = base64.b64encode(PICTURES[0]).decode()
     for name in list(fields):
         if name in GENERATION or name in (

@@ -16,7 +16,7 @@ import zlib
 import bulk
 import compatible
 import schemathesis
-from conflicts import contradicts_itself, inputs_of, is_raw, mend, merged_conflicts
+from conflicts import contradicts_itself, inputs_of, is_raw, merged_conflicts, repair
 from hypothesis import strategies
 from images import PICTURES, with_files, with_images
 from schemathesis.core import NOT_SET
@@ -124,7 +124,7 @@ def before_call(context, case, kwargs):
     if media_type == "application/json":
         case.body = with_images(case.body, rng)
         if is_positive(case) and not compatible.api_of(case.path) and rng.random() < 0.6:
-            mend(case.path, case.body, rng)
+            repair(case.path, case.body, rng)
     elif media_type == "multipart/form-data" and isinstance(case.body, dict):
         case.body = with_files(case.body, rng)
     elif is_raw(case) and isinstance(case.body, (bytes, Binary)):

@@ -464,7 +464,7 @@ fn two_full_stages_get_their_shares() {
 }
 
 #[test]
-fn an_image_lingers_for_company_from_its_arrival_and_runs_at_once_when_draining() {
+fn an_image_lingers_for_batch_neighbours_from_its_arrival_and_runs_at_once_when_draining() {
     let mut world = SimulatedWorker::new(settings());
     let need = Need::Rows { count: 1, tokens: 1 };
     let start = world.now;

@@ -16,7 +16,7 @@ impl ExploredWorld {
         // When a backend call fails, the worker runs each half of its items again. An item may then run in more units
         // than the check below allows.
         if !self.is_faulty {
-            self.nothing_ran_for_nobody();
+            self.nothing_ran_for_tasks_that_were_over();
         }
         assert_eq!(self.handle.phase(), Phase::Down);
         let refused = self.handle.admit(ClientId::default(), 0, self.clock.now()).map(|_| ());
@@ -75,7 +75,7 @@ impl ExploredWorld {
         assert!(stats.cancelled <= left, "{stats:?}, {left} left");
     }
 
-    fn nothing_ran_for_nobody(&self) {
+    fn nothing_ran_for_tasks_that_were_over(&self) {
         let log = self.control.log();
         let begun = self.units.lock().unwrap_or_else(PoisonError::into_inner);
         assert_eq!(log.len(), begun.len());
@@ -85,7 +85,7 @@ impl ExploredWorld {
         for Over { mark, deadline, at, more } in over.iter() {
             let Some(mark) = mark else { continue };
             let later = log[*at..].iter().filter(|unit| holds(unit, *mark)).count();
-            assert!(later <= *more, "{later} units of {mark:?} for nobody");
+            assert!(later <= *more, "{later} units of {mark:?} after its task was over");
             let late = log.iter().zip(begun.iter());
             let late = late.filter(|(unit, began)| holds(unit, *mark) && *began >= deadline);
             assert!(late.count() <= 1, "units of {mark:?} after its deadline");

@@ -170,7 +170,7 @@ impl Lines {
         });
         let end = |span: OpenSpan, answered: &Answered| span.end(answered.failed.map(Code::name));
         match prepared {
-            Ok(work) if self.context.spans.are_recorded() => Ok(async move {
+            Ok(work) if self.context.spans.is_recorded() => Ok(async move {
                 let answered = work.await;
                 end(span, &answered);
                 answered

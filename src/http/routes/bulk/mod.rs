@@ -62,10 +62,10 @@ pub(crate) struct BulkSummary {
 /// Run many inputs that may wait
 ///
 /// Each line of the body is a JSON object with the fields of a single call and `task` (`caption`, `vqa`, `similarity`,
-/// `embeddings` or `classify`), and optionally `id` (a string or number, returned with the answer) and `deadline_ms`. The
-/// answer has a line per line, in the order in which they are ready: `{"id", "status", "result"}` or `{"id", "status",
-/// "error"}`, with `line` instead of `id` if there is none. The last line is `{"done", "failed"}`. Lines are read only
-/// while there is room, and run behind other requests, so none is rejected because the server is busy.
+/// `embeddings` or `classify`), and optionally `id` (a string or number, returned with the answer) and `deadline_ms`.
+/// The answer has one line for each line, in the order in which they are ready: `{"id", "status", "result"}` or `{"id",
+/// "status", "error"}`, with `line` instead of `id` if there is none. The last line is `{"done", "failed"}`. Lines are
+/// read only while there is room, and run behind other requests, so none is rejected because the server is busy.
 #[utoipa::path(
     post,
     path = "/bulk",
@@ -76,7 +76,7 @@ pub(crate) struct BulkSummary {
         example = json!("{\"id\": \"1\", \"task\": \"embeddings\", \"text\": \"two cats\"}\n"),
     ),
     responses(
-        (status = 200, description = "A line per line, then `BulkSummary`.", content_type = "application/x-ndjson", body = String),
+        (status = 200, description = "One result line for each input line, in the order in which they are ready, then a `BulkSummary` line.", content_type = "application/x-ndjson", body = String),
         BulkProblems,
     ),
 )]

@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_in_front_of_a_marker_is_passed_over() {
+    fn bytes_in_front_of_a_marker_are_skipped() {
         let mut source = ByteSource::new(b"junk\xff\x00\xff\xff\xda..");
         assert_eq!(source.marker(), Ok(marker::SOS));
         assert_eq!(source.marker(), Ok(marker::SOS));

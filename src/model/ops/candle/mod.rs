@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_has_the_same_bits_alone_and_in_small_company_and_nearly_so_in_large() {
+    fn a_row_has_the_same_bits_alone_and_with_few_batch_neighbours_and_nearly_so_with_many() {
         let ops = CandleOps::new(Device::Cpu, DType::F32);
         for (out, width) in [(768, 768), (256, 3072), (1030, 96)] {
             let weights = ops
@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn a_query_has_the_same_bits_alone_and_in_any_company() {
+    fn a_query_has_the_same_bits_alone_and_with_any_batch_neighbours() {
         let ops = CandleOps::new(Device::Cpu, DType::F32);
         let memory = noise(577, 96, 1);
         let weights = ops.load_linear(&noise(2 * 96, 96, 2), None).unwrap();

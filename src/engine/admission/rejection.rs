@@ -2,9 +2,9 @@
 
 use crate::engine::EngineError;
 
-/// Why a call was rejected; a label value of `queue_rejected_total`.
+/// Why a call was rejected; a label value of `queue_rejected_total`, which `Metrics` initialises.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Refusal {
+pub(super) enum RejectReason {
     Full,
     Deadline,
     Draining,
@@ -12,11 +12,9 @@ pub(super) enum Refusal {
 
 /// Why a call cannot be admitted, and the error for its client.
 #[derive(Debug)]
-pub(super) struct Refused(pub(super) Refusal, pub(super) EngineError);
+pub(super) struct Rejection(pub(super) RejectReason, pub(super) EngineError);
 
-impl Refusal {
-    pub(super) const ALL: [Self; 3] = [Self::Full, Self::Deadline, Self::Draining];
-
+impl RejectReason {
     pub(super) fn label(self) -> &'static str {
         match self {
             Self::Full => "full",

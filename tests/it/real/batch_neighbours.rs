@@ -22,7 +22,7 @@ use blip_server::telemetry::metrics::Metrics;
 
 use super::{PHOTOS, fixtures};
 
-/// f32 scores in company may differ from lone ones by rounding.
+/// f32 scores with batch neighbours may differ from lone ones by rounding.
 const ROUNDING: f32 = 1e-5;
 const CAPTION: ModelId = ModelId(0);
 const VQA: ModelId = ModelId(1);
@@ -192,7 +192,10 @@ fn outputs(model: ModelId) -> Vec<EmbedOutput> {
 
 fn assert_same(what: &str, together: &TaskOutput, alone: &TaskOutput) {
     let close = |a: f32, b: f32| {
-        assert!((a - b).abs() <= ROUNDING * b.abs().max(1.0), "{what}: {a} in company, {b} alone");
+        assert!(
+            (a - b).abs() <= ROUNDING * b.abs().max(1.0),
+            "{what}: {a} with batch neighbours, {b} alone"
+        );
     };
     let same_attention = |a: Option<&Vec<PatchWeights>>, b: Option<&Vec<PatchWeights>>| {
         assert_eq!(a.is_some(), b.is_some(), "{what}");
@@ -250,15 +253,15 @@ fn assert_same(what: &str, together: &TaskOutput, alone: &TaskOutput) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_answer_in_mixed_company_equals_its_lone_one() {
+async fn every_answer_with_mixed_batch_neighbours_equals_its_lone_one() {
     for (format, dtype) in
         [(Format::F32, Dtype::F32), (Format::Bf16, Dtype::Bf16), (Format::Int8, Dtype::Int8)]
     {
-        answers_in_company_equal_lone_ones(format, dtype).await;
+        answers_with_batch_neighbours_equal_lone_ones(format, dtype).await;
     }
 }
 
-async fn answers_in_company_equal_lone_ones(format: Format, dtype: Dtype) {
+async fn answers_with_batch_neighbours_equal_lone_ones(format: Format, dtype: Dtype) {
     let settings = EngineSettings {
         capacity_rows: 4096,
         max_queue_wait: Duration::from_secs(600),

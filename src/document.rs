@@ -53,6 +53,16 @@ pub enum DocumentError {
         /// The JSON type of the content, in words.
         kind: &'static str,
     },
+    /// A needed field is absent.
+    #[error("{path} has no {field}; accepted: {accepted}")]
+    Missing {
+        /// Path of the file at fault.
+        path: PathBuf,
+        /// The field, as a path from the top.
+        field: String,
+        /// The accepted values, in words.
+        accepted: String,
+    },
     /// A field has a value that is not accepted.
     #[error("{path}: {field} is {value}; accepted: {accepted}")]
     Field {

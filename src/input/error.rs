@@ -21,9 +21,12 @@ pub enum InputError {
         /// The configured maximum size in bytes.
         max_bytes: usize,
     },
-    /// The file has no bytes and therefore no recognisable format (`unsupported_image_format`).
+    /// The file has no bytes (`undecodable_image`).
     #[error("the file is empty; send the bytes of a {} image", accepted_formats())]
     EmptyImageFile,
+    /// The string sent as an image holds no bytes (`invalid_request`, because the schema already excludes it).
+    #[error("the file is empty; send the bytes of a {} image", accepted_formats())]
+    EmptyImageValue,
     /// The first bytes match none of the accepted formats (`unsupported_image_format`).
     #[error("the image format is not supported; send a {} image", accepted_formats())]
     UnsupportedImageFormat,
@@ -143,10 +146,10 @@ mod tests {
     #[test]
     fn a_refused_format_is_answered_with_the_accepted_ones() {
         let accepted = "jpeg, png, webp, gif or bmp image";
-        assert_eq!(
-            InputError::EmptyImageFile.to_string(),
-            format!("the file is empty; send the bytes of a {accepted}")
-        );
+        for empty in [InputError::EmptyImageFile, InputError::EmptyImageValue] {
+            let words = format!("the file is empty; send the bytes of a {accepted}");
+            assert_eq!(empty.to_string(), words);
+        }
         assert_eq!(
             InputError::UnsupportedImageFormat.to_string(),
             format!("the image format is not supported; send a {accepted}")

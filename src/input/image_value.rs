@@ -24,6 +24,8 @@ pub enum ImageValue {
 
 const NOT_BASE64: &str = "it is not valid base64 (standard or URL-safe alphabet); send a data URI, base64, \
                           an http(s) URL, or \"sha256:\" followed by 64 hexadecimal digits";
+const FILE_NAME: &str = "it is not valid base64; this looks like a file name; send the bytes of the file (with curl, \
+                         write -F image=@FILE)";
 const WRONG_PADDING: &str =
     "its base64 padding is wrong, so data may be missing; send the complete value";
 const DATA_URI: &str = "a data URI must be data:<type>;base64,<data>";
@@ -40,7 +42,7 @@ impl ImageValue {
     /// checked before anything is allocated.
     ///
     /// # Errors
-    /// `InvalidImageValue`, `ImageFileTooLarge`, `OutOfMemory`.
+    /// `InvalidImageValue`, `EmptyImageValue`, `ImageFileTooLarge`, `OutOfMemory`.
     pub fn parse(value: &str, settings: &InputSettings) -> Result<Self, InputError> {
         let value = value.trim_ascii();
         if starts_with_ignoring_case(value, "data:") {
@@ -132,7 +134,7 @@ fn decode_base64(text: &str, settings: &InputSettings) -> Result<ImageValue, Inp
     let invalid = |problem| InputError::InvalidImageValue { problem };
     let scan = Base64Scan::of(text);
     if scan.characters == 0 && scan.padding == 0 {
-        return Err(invalid("it is empty"));
+        return Err(InputError::EmptyImageValue);
     }
     let (bytes, max_bytes) = (scan.bytes(), settings.max_image_bytes);
     if bytes > max_bytes {
@@ -149,6 +151,8 @@ fn decode_base64(text: &str, settings: &InputSettings) -> Result<ImageValue, Inp
     is_valid.then_some(decoded).map(ImageValue::Bytes).ok_or_else(|| {
         invalid(if has_only_base64(text) && !scan.has_right_padding() {
             WRONG_PADDING
+        } else if is_like_file_name(text) {
+            FILE_NAME
         } else {
             NOT_BASE64
         })
@@ -185,6 +189,23 @@ fn has_only_base64(text: &str) -> bool {
     })
 }
 
+/// Largest length in bytes of a text that is taken for a file name or path.
+const MAX_FILE_NAME: usize = 260;
+
+/// True if a text is short and ends like the name of a picture file. Clients send such a text if they forget to send the
+/// file itself, for example curl's `-F image=cat.png` without an `@`.
+fn is_like_file_name(text: &str) -> bool {
+    let extensions = [
+        "png", "jpg", "jpeg", "jpe", "jfif", "webp", "gif", "bmp", "tif", "tiff", "heic", "heif",
+        "avif", "svg",
+    ];
+    let is_known =
+        |(_, given): (&str, &str)| extensions.iter().any(|known| given.eq_ignore_ascii_case(known));
+    text.len() <= MAX_FILE_NAME
+        && !text.contains("://")
+        && text.rsplit_once('.').is_some_and(is_known)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -217,12 +238,21 @@ mod tests {
     }
 
     #[test]
+    fn a_value_without_bytes_is_empty() {
+        for value in ["", " \r\n\t", "data:image/png;base64, ", "data:;base64,"] {
+            assert_eq!(parse(value), Err(InputError::EmptyImageValue), "{value:?}");
+        }
+    }
+
+    #[test]
     fn what_is_no_image_value_says_what_to_send() {
         let cases = [
-            ("", "it is empty"),
-            (" \r\n\t", "it is empty"),
-            ("data:image/png;base64, ", "it is empty"),
             ("aGVsb", NOT_BASE64),
+            ("two-cats.png", FILE_NAME),
+            ("demo/scenes/two-cats.JPEG", FILE_NAME),
+            ("C:\\pictures\\my cat.jpg", FILE_NAME),
+            ("a cat.", NOT_BASE64),
+            ("notes.txt", NOT_BASE64),
             ("aGV*bG8=", NOT_BASE64),
             // U+00A0 is not ASCII white space.
             ("aGVs\u{a0}bG8=", NOT_BASE64),

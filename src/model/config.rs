@@ -225,6 +225,10 @@ impl BlipConfig {
                             BlipForImageTextRetrieval, BlipModel, BlipVisionModel or BlipTextModel";
             let value = Value::from(self.architectures.clone());
             let field = "architectures".to_owned();
+            if self.architectures.is_empty() {
+                let (path, accepted) = (path.to_owned(), accepted.to_owned());
+                return DocumentError::Missing { path, field, accepted }.into();
+            }
             DocumentError::field(path.to_owned(), field, Some(&value), accepted).into()
         };
         ModelClass::ALL.into_iter().find(named).ok_or_else(refuse)

@@ -31,6 +31,9 @@ fn problem(answer: &str, status: u16) -> String {
     let head = head.to_lowercase();
     assert!(head.contains("content-type: application/problem+json"), "{answer}");
     assert!(head.contains("connection: close"), "{answer}");
+    assert!(head.contains("\r\nserver-timing: total;dur="), "{answer}");
+    let date = head.split_once("\r\ndate: ").expect("a date").1;
+    assert_eq!(date.find(" gmt"), Some("sun, 06 nov 1994 08:49:37".len()), "{answer}");
     assert!(head.contains("x-content-type-options: nosniff"), "{answer}");
     assert!(head.contains(&format!("content-length: {}", body.len())), "{answer}");
     let problem: Value = serde_json::from_str(body).expect("a problem");

@@ -165,14 +165,30 @@ fn every_route_but_health_and_documents_takes_a_bearer_key_and_tells_its_refusal
             if is_compatible(path) {
                 // One response describes all errors, in the format of that API.
                 let error = &operation["responses"]["default"]["content"]["application/json"];
-                assert!(error["schema"]["$ref"].is_string() || path == "/api/version", "{path}");
+                assert!(error["schema"]["$ref"].is_string(), "{path}");
+                let headers = &operation["responses"]["default"]["headers"];
+                for header in ["www-authenticate", "retry-after", "ratelimit"] {
+                    assert!(headers[header].is_object(), "{path} {header}");
+                }
                 continue;
             }
-            let refusals = [("401", "www-authenticate"), ("429", "retry-after")];
-            for (status, header) in refusals {
+            // Without keys, the origin is checked everywhere, and requests for the documents are limited by address.
+            let is_health = path.starts_with("/health");
+            let refusals = [
+                ("401", Some("www-authenticate"), !open),
+                ("403", None, true),
+                ("429", Some("retry-after"), !is_health),
+            ];
+            for (status, header, expected) in refusals {
                 let headers = &operation["responses"][status]["headers"];
-                assert_eq!(headers[header].is_object(), !open, "{path} {status}");
-                assert_eq!(headers["x-request-id"].is_object(), !open, "{path} {status}");
+                let header = header.unwrap_or("traceresponse");
+                assert_eq!(headers[header].is_object(), expected, "{path} {status}");
+                assert_eq!(headers["x-request-id"].is_object(), expected, "{path} {status}");
+            }
+            let headers = &operation["responses"]["200"]["headers"];
+            let is_limited = !is_health && path != "/metrics";
+            for header in ["ratelimit", "ratelimit-policy"] {
+                assert_eq!(headers[header].is_object(), is_limited, "{path} {header}");
             }
         }
     }
@@ -324,9 +340,12 @@ fn the_plain_document_has_the_same_operations_and_less_to_stumble_over() {
         let Some(operation) = item.get("post") else { continue };
         let content = operation["requestBody"]["content"].as_object().unwrap();
         if is_compatible(path) || is_bulk(path) {
-            let media_type =
-                if is_bulk(path) { "application/x-ndjson" } else { "application/json" };
-            assert_eq!(content.keys().collect::<Vec<_>>(), [media_type], "{path}");
+            let media_types: &[&str] = match path.as_str() {
+                "/bulk" => &["application/x-ndjson"],
+                "/hf/image-to-text" => &["application/json", "application/octet-stream"],
+                _ => &["application/json"],
+            };
+            assert_eq!(content.keys().collect::<Vec<_>>(), media_types, "{path}");
             continue;
         }
         let media_types: Vec<&str> = content.keys().map(String::as_str).collect();
@@ -348,7 +367,45 @@ fn the_plain_document_has_the_same_operations_and_less_to_stumble_over() {
         assert!(strict["components"]["schemas"][name]["allOf"].is_array(), "{name}");
     }
     let yaml = blip_server::http::document().to_yaml().unwrap();
-    assert!(yaml.len() < 240 << 10, "{}", yaml.len());
+    assert!(yaml.len() < 272 << 10, "{}", yaml.len());
+}
+
+#[test]
+fn the_strict_document_bounds_the_routes_of_other_apis_and_the_plain_one_has_no_such_bounds() {
+    let (strict, plain) = (document(), plain());
+    let field = |document: &Value, schema: &str, field: &str| {
+        document["components"]["schemas"][schema]["properties"][field].clone()
+    };
+    for (schema, name, min) in [
+        ("OpenAiEmbeddingsRequest", "input", 1),
+        ("HfFeaturesRequest", "inputs", 1),
+        ("OllamaEmbedRequest", "input", 0),
+    ] {
+        let bounded = field(&strict, schema, name);
+        assert_eq!(bounded["minLength"], min, "{bounded}");
+        assert_eq!((&bounded["minItems"], &bounded["maxItems"]), (&min.into(), &2048.into()));
+        assert!(bounded["type"].is_null() && bounded["description"].is_string(), "{bounded}");
+        let free = field(&plain, schema, name);
+        assert!(free["minLength"].is_null() && free["maxItems"].is_null(), "{free}");
+    }
+    assert_eq!(field(&strict, "ChatCompletionRequest", "n")["maximum"], 8);
+    let raw = &strict["paths"]["/hf/image-to-text"]["post"]["requestBody"]["content"];
+    assert_eq!(raw["image/*"]["schema"]["format"], "binary");
+    for schema in ["ClassifyRequest", "ClassifyBatchRequest", "ClassifyInput"] {
+        let pattern = field(&strict, schema, "template")["pattern"].clone();
+        assert!(pattern.as_str().unwrap().contains(r"\{\}"), "{schema}: {pattern}");
+        assert!(field(&plain, schema, "template")["pattern"].is_null(), "{schema}");
+    }
+    let ranked = strict["components"]["schemas"]["CaptionRequest"]["allOf"][0]["oneOf"][1].clone();
+    assert_eq!(ranked["title"], "Ranked");
+    for flag in ["verify", "explain"] {
+        assert_eq!(ranked["properties"][flag], serde_json::json!({"const": false}));
+    }
+    assert_eq!(ranked["properties"]["prompt"], false);
+    for path in ["/v1/chat/completions", "/api/generate", "/api/chat"] {
+        let headers = &strict["paths"][path]["post"]["responses"]["200"]["headers"];
+        assert!(headers["x-blip-note"].is_object(), "{path}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -48,6 +48,12 @@ pub(crate) fn is_public(route: &str) -> bool {
         || ["/assets/", "/docs", "/openapi"].iter().any(|start| route.starts_with(start))
 }
 
+/// True for the routes that a rate limit counts. Health and metrics are not counted, because monitoring must still work when
+/// the server is flooded.
+pub(crate) fn is_limited(route: &str) -> bool {
+    !is_open(route) && route != "/metrics"
+}
+
 /// The API keys and rate limits of a server; part of the router's state.
 pub(crate) struct Access {
     /// `None` if the server has no keys. Requests then need no key.

@@ -61,14 +61,14 @@ pub(crate) fn inference_failed() -> ApiError {
 impl From<InputError> for ApiError {
     fn from(error: InputError) -> Self {
         let code = match &error {
-            InputError::InvalidImageValue { .. } | InputError::InvalidText { .. } => {
-                Code::InvalidRequest
-            }
+            InputError::InvalidImageValue { .. }
+            | InputError::EmptyImageValue
+            | InputError::InvalidText { .. } => Code::InvalidRequest,
             InputError::ImageFileTooLarge { .. } => Code::PayloadTooLarge,
-            InputError::EmptyImageFile | InputError::UnsupportedImageFormat => {
-                Code::UnsupportedImageFormat
+            InputError::UnsupportedImageFormat => Code::UnsupportedImageFormat,
+            InputError::EmptyImageFile | InputError::UndecodableImage { .. } => {
+                Code::UndecodableImage
             }
-            InputError::UndecodableImage { .. } => Code::UndecodableImage,
             InputError::ImageTooLarge { .. } | InputError::DecodedImageTooLarge { .. } => {
                 Code::ImageTooLarge
             }

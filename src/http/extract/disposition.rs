@@ -15,6 +15,9 @@ pub(super) struct Disposition {
     pub(super) name: String,
     /// True if the part has a `filename` or `filename*`, even an empty one.
     has_file_name: bool,
+    /// True if the `filename` or `filename*` is not empty. HTML forms send an empty name for a file input without a
+    /// selection.
+    pub(super) names_file: bool,
     /// True if the content type is `image/*` or `application/octet-stream`.
     is_binary: bool,
     /// True if the declared charset is not compatible with UTF-8. In that case, the part may contain only ASCII text.
@@ -26,14 +29,17 @@ impl Disposition {
     pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
         let given = headers.get(header::CONTENT_DISPOSITION)?.as_bytes();
         let mut name = None;
-        let mut has_file_name = false;
+        let (mut has_file_name, mut names_file) = (false, false);
         for (key, value) in parameters(given) {
             if key.eq_ignore_ascii_case(b"name") {
                 name.get_or_insert(value);
-            } else if key.eq_ignore_ascii_case(b"filename")
-                || key.eq_ignore_ascii_case(b"filename*")
-            {
+            } else if key.eq_ignore_ascii_case(b"filename") {
                 has_file_name = true;
+                names_file |= !value.is_empty();
+            } else if key.eq_ignore_ascii_case(b"filename*") {
+                has_file_name = true;
+                // A charset and a language come first: `utf-8'en'cat.png` (RFC 5987).
+                names_file |= !value.is_empty() && !value.ends_with(b"''");
             }
         }
         let name = String::from_utf8_lossy(&name?).into_owned();
@@ -42,6 +48,7 @@ impl Disposition {
         Some(Self {
             name,
             has_file_name,
+            names_file,
             is_binary: is_binary(media_type),
             foreign_charset: charset(media_type).is_some_and(|name| !is_utf8_compatible(&name)),
         })
@@ -174,6 +181,21 @@ mod tests {
             let read = of(case, b"").unwrap_or_else(|| panic!("{:?}", case.escape_ascii()));
             assert_eq!(read.name, "image", "{}", case.escape_ascii());
             assert!(read.is_file(), "{}", case.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn an_empty_file_name_names_no_file() {
+        for (case, expected) in [
+            (&br#"form-data; name="image"; filename="a.jpg""#[..], true),
+            (br#"form-data; name="image"; filename*=utf-8''a.jpg"#, true),
+            (br#"form-data; name="image"; filename=""; filename*=utf-8''a.jpg"#, true),
+            (br#"form-data; name="image"; filename="""#, false),
+            (br#"form-data; name="image"; filename="#, false),
+            (br#"form-data; name="image"; filename*=utf-8''"#, false),
+            (br#"form-data; name="image""#, false),
+        ] {
+            assert_eq!(of(case, b"").unwrap().names_file, expected, "{}", case.escape_ascii());
         }
     }
 

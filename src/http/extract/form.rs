@@ -5,11 +5,14 @@
 //! definitions of their own for types, ranges, unknown fields and error paths. `multipart` and `raw` fill a form;
 //! `json::parse_form` reads it.
 //!
-//! An empty value means that the field is absent, because HTML forms and Swagger UI also send inputs that were left
-//! empty. The field's name must still be known.
+//! An empty text means that the field is absent, because HTML forms and Swagger UI also send inputs that were left
+//! empty. The field's name must still be known. A file of no bytes is a value: it keeps its place among the images, and
+//! decoding it fails. `multipart` turns a file input without a selection into an empty text.
 
 use serde::de::value::{Error, SeqDeserializer};
-use serde::de::{self, DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, Visitor};
+use serde::de::{
+    self, DeserializeSeed, Deserializer, IgnoredAny, IntoDeserializer, MapAccess, Visitor,
+};
 use serde::forward_to_deserialize_any;
 
 use super::scalar::{FormValue, Scalar};
@@ -18,7 +21,7 @@ impl FormValue {
     fn is_empty(&self) -> bool {
         match self {
             Self::Text(text) => text.is_empty(),
-            Self::File(bytes) => bytes.is_empty(),
+            Self::File(_) => false,
         }
     }
 }
@@ -50,8 +53,8 @@ impl Form {
         }
     }
 
-    /// Adds a value to a field. An empty value records only the name of the field. In a batch, an empty `image` adds no
-    /// input.
+    /// Adds a value to a field. An empty text records only the name of the field. In a batch, an `image` that is an empty
+    /// text adds no input.
     pub(crate) fn push(&mut self, name: &str, value: FormValue) {
         let value = Some(value).filter(|value| !value.is_empty());
         if let Some(inputs) = &mut self.inputs
@@ -111,7 +114,7 @@ struct FormMap {
 }
 
 enum FieldValue {
-    Given { values: Vec<FormValue>, plural: Option<&'static str> },
+    Given(FieldValues),
     Inputs(Vec<FormValue>),
     InputsAsText,
 }
@@ -135,8 +138,10 @@ impl<'de> MapAccess<'de> for FormMap {
                 .iter()
                 .copied()
                 .find(|known| known.strip_suffix('s').is_some_and(|singular| singular == name));
-            self.value = Some(FieldValue::Given { values, plural });
-            return seed.deserialize(name.into_deserializer()).map(Some);
+            let key = seed.deserialize(name.as_str().into_deserializer())?;
+            let has_images = self.known.contains(&"images");
+            self.value = Some(FieldValue::Given(FieldValues { name, values, plural, has_images }));
+            return Ok(Some(key));
         }
         let Some(inputs) = self.inputs.take() else { return Ok(None) };
         self.value = Some(FieldValue::Inputs(inputs));
@@ -145,9 +150,7 @@ impl<'de> MapAccess<'de> for FormMap {
 
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, Error> {
         match self.value.take() {
-            Some(FieldValue::Given { values, plural }) => {
-                seed.deserialize(FieldValues { values, plural })
-            }
+            Some(FieldValue::Given(values)) => seed.deserialize(values),
             Some(FieldValue::Inputs(images)) => {
                 let inputs = images.into_iter().map(|image| {
                     let mut form = Form::default();
@@ -180,10 +183,30 @@ impl<'de> Deserializer<'de> for InputsAsText {
     }
 }
 
+/// What to do with several images on a path that takes one.
+pub(super) const SEVERAL_IMAGES: &str =
+    "only one is allowed here; to send several images, use this path followed by /batch";
+
+/// True if this is a text that is a list in JSON. In a form, a list field is repeated. Such a text would be taken for one
+/// value, for example for the only label, whose probability is always 1.
+fn is_json_list(value: &FormValue) -> bool {
+    match value {
+        FormValue::Text(text) => {
+            let is_list = || serde_json::from_str::<Vec<IgnoredAny>>(text).is_ok();
+            text.trim_start().starts_with('[') && is_list()
+        }
+        FormValue::File(_) => false,
+    }
+}
+
 /// All values of one field. The field's type decides whether they are read as a list or must be exactly one value.
 struct FieldValues {
+    name: String,
     values: Vec<FormValue>,
+    /// The list field for several values of this field.
     plural: Option<&'static str>,
+    /// True if the request has the list field `images`.
+    has_images: bool,
 }
 
 impl FieldValues {
@@ -193,6 +216,9 @@ impl FieldValues {
             (Some(value), 1) => Ok(Scalar(value)),
             (_, _) => Err(de::Error::custom(match self.plural {
                 Some(plural) => format!("given {count} times; for several values repeat {plural}"),
+                None if self.name == "image" && !self.has_images => {
+                    format!("given {count} times; {SEVERAL_IMAGES}")
+                }
                 None => format!("given {count} times; only one value is allowed"),
             })),
         }
@@ -211,6 +237,13 @@ impl<'de> Deserializer<'de> for FieldValues {
     type Error = Error;
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        if self.values.iter().any(is_json_list) {
+            return Err(de::Error::custom(format_args!(
+                "a JSON list is not read here; repeat {0}, once for each value, or send the whole request as \
+                 application/json",
+                self.name
+            )));
+        }
         visitor.visit_seq(SeqDeserializer::new(self.values.into_iter().map(Scalar)))
     }
 
@@ -333,6 +366,31 @@ mod tests {
     }
 
     #[test]
+    fn a_json_list_is_not_taken_for_one_value_of_a_list() {
+        for list in ["[\"a\", \"b\"]", " [1, 2]\n", "[]"] {
+            let given = form_of(Form::default(), &[("texts", "a"), ("texts", list)]);
+            let error = parse_form::<SimilarityRequest>(given).unwrap_err();
+            assert_eq!(error.errors[0].field, "texts");
+            let detail = &error.errors[0].detail;
+            assert!(detail.contains("repeat texts, once for each value"), "{detail}");
+        }
+        for text in ["[a] cat", "[", "a [1]", "{}"] {
+            let given = form_of(Form::default(), &[("texts", text)]);
+            assert!(parse_form::<SimilarityRequest>(given).is_ok(), "{text}");
+        }
+        assert!(caption(&[("prompt", "[1]")]).is_ok());
+    }
+
+    #[test]
+    fn a_repeated_image_leads_to_the_field_or_the_path_for_several() {
+        let twice = [("image", "MQ=="), ("image", "Mg==")];
+        let (_, detail) = fault(&twice);
+        assert!(detail.contains("this path followed by /batch"), "{detail}");
+        let error = parse_form::<SimilarityRequest>(form_of(Form::default(), &twice)).unwrap_err();
+        assert!(error.errors[0].detail.ends_with("repeat images"), "{}", error.errors[0].detail);
+    }
+
+    #[test]
     fn an_item_of_a_list_is_named_by_its_place() {
         let fields = [("texts", "a"), ("texts", "b\u{0}")];
         let error = parse_form::<SimilarityRequest>(form_of(Form::default(), &fields)).unwrap_err();
@@ -355,11 +413,17 @@ mod tests {
         let request: SimilarityRequest = parse_form(form_of(Form::default(), &fields)).unwrap();
         assert_eq!(request.texts.unwrap().len(), 1);
         assert!(request.scores.is_none());
+        let images = form_of(Form::of_batch(), &[("image", ""), ("image", "MQ=="), ("image", "")]);
+        assert_eq!(parse_form::<CaptionBatchRequest>(images).unwrap().inputs.len(), 1);
+    }
+
+    #[test]
+    fn a_file_of_no_bytes_keeps_its_place() {
         let mut form = Form::of_batch();
-        for bytes in [&b""[..], b"1", b""] {
+        for bytes in [&b"1"[..], b"", b"2"] {
             form.push("image", FormValue::File(Bytes::copy_from_slice(bytes)));
         }
-        assert_eq!(parse_form::<CaptionBatchRequest>(form).unwrap().inputs.len(), 1);
+        assert_eq!(parse_form::<CaptionBatchRequest>(form).unwrap().inputs.len(), 3);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::task::{Cutoffs, EarlyStopping, GenerationParams, Strategy};
 
 /// Number of bits of a drawn seed. Every JSON parser represents integers below 2^53 exactly.
 const SEED_BITS: u32 = 53;
-const DEFAULT_MAX_NEW_TOKENS: usize = 20;
+pub(crate) const DEFAULT_MAX_NEW_TOKENS: usize = 20;
 const DEFAULT_TOP_K: usize = 50;
 
 /// The generation parameters as the client sent them; `None` if a parameter is absent.

@@ -35,7 +35,10 @@ pub(crate) enum Encoding {
     Multipart { boundary: String },
     /// `image/*`, `application/octet-stream`, or no type: the body is one image, and the query string has the other
     /// fields.
-    Raw,
+    Raw {
+        /// True if the type is `image/*`. Then the body is an image even if it has no bytes.
+        declares_image: bool,
+    },
 }
 
 impl Head {
@@ -46,7 +49,8 @@ impl Head {
     pub(crate) fn check(parts: &Parts, settings: &HttpSettings) -> Result<Self, ApiError> {
         check_content_encoding(&parts.headers)?;
         let encoding = encoding(&parts.headers)?;
-        if encoding != Encoding::Raw && parts.uri.query().is_some_and(|query| !query.is_empty()) {
+        let is_raw = matches!(encoding, Encoding::Raw { .. });
+        if !is_raw && has_query(parts) {
             return Err(ApiError::invalid(
                 "a query string is allowed only with a raw image body; send its fields in the body",
             ));
@@ -62,7 +66,7 @@ impl Head {
     pub(crate) fn check_any_type(parts: &Parts, settings: &HttpSettings) -> Result<Self, ApiError> {
         check_content_encoding(&parts.headers)?;
         let declared_bytes = checked_length(&parts.headers, settings)?;
-        Ok(Self { encoding: Encoding::Raw, declared_bytes })
+        Ok(Self { encoding: Encoding::Raw { declares_image: false }, declared_bytes })
     }
 }
 
@@ -117,15 +121,24 @@ fn check_content_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
 /// Checks the head of a request whose body is lines of JSON. Its type may be anything but a form's.
 ///
 /// # Errors
-/// `unsupported_media_type`.
-pub(crate) fn check_lines(headers: &HeaderMap) -> Result<(), ApiError> {
+/// `unsupported_media_type`, `invalid_request`.
+pub(crate) fn check_lines(parts: &Parts) -> Result<(), ApiError> {
+    let headers = &parts.headers;
     check_content_encoding(headers)?;
     let content_type = headers.get(header::CONTENT_TYPE).map(axum::http::HeaderValue::as_bytes);
     if content_type.is_some_and(|text| text.to_ascii_lowercase().starts_with(b"multipart/")) {
         let detail = "send one JSON object per line, with content-type application/x-ndjson";
         return Err(ApiError::new(Code::UnsupportedMediaType, detail).close_connection());
     }
+    if has_query(parts) {
+        let detail = "a query string is not allowed here; send its fields in the lines";
+        return Err(ApiError::invalid(detail).close_connection());
+    }
     Ok(())
+}
+
+fn has_query(parts: &Parts) -> bool {
+    parts.uri.query().is_some_and(|query| !query.is_empty())
 }
 
 /// Returns the declared length of the body, after comparing it with the limit.
@@ -145,7 +158,8 @@ fn declared_bytes(headers: &HeaderMap) -> Result<Option<u64>, ApiError> {
 }
 
 fn encoding(headers: &HeaderMap) -> Result<Encoding, ApiError> {
-    let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(Encoding::Raw) };
+    let raw = |declares_image| Ok(Encoding::Raw { declares_image });
+    let Some(value) = headers.get(header::CONTENT_TYPE) else { return raw(false) };
     let text = String::from_utf8_lossy(value.as_bytes());
     let essence = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     match essence.as_str() {
@@ -154,13 +168,13 @@ fn encoding(headers: &HeaderMap) -> Result<Encoding, ApiError> {
             json(value.as_bytes())
         }
         "multipart/form-data" => boundary(&text).map(|boundary| Encoding::Multipart { boundary }),
-        "application/octet-stream" | "" => Ok(Encoding::Raw),
+        "application/octet-stream" | "" => raw(false),
         "application/x-www-form-urlencoded" => Err(ApiError::new(
             Code::UnsupportedMediaType,
             "URL-encoded forms are not supported (curl sends this type by default); add \
              -H 'content-type: application/json', or -H 'content-type: application/octet-stream' for an image file",
         )),
-        image if image.starts_with("image/") => Ok(Encoding::Raw),
+        image if image.starts_with("image/") => raw(true),
         _ => Err(ApiError::new(
             Code::UnsupportedMediaType,
             "content-type must be application/json, multipart/form-data, image/* or application/octet-stream",
@@ -225,14 +239,14 @@ mod tests {
             ("application/vnd.api+json", json(false)),
             ("text/json", json(false)),
             ("multipart/form-data; boundary=xyz", boundary()),
-            ("image/jpeg", Encoding::Raw),
-            ("image/svg+xml", Encoding::Raw),
-            ("application/octet-stream", Encoding::Raw),
+            ("image/jpeg", Encoding::Raw { declares_image: true }),
+            ("image/svg+xml", Encoding::Raw { declares_image: true }),
+            ("application/octet-stream", Encoding::Raw { declares_image: false }),
         ];
         for (value, expected) in cases {
             assert_eq!(check(&[("content-type", value)]).unwrap().encoding, expected, "{value}");
         }
-        assert_eq!(check(&[]).unwrap().encoding, Encoding::Raw);
+        assert_eq!(check(&[]).unwrap().encoding, Encoding::Raw { declares_image: false });
     }
 
     #[test]

@@ -12,12 +12,14 @@ use crate::http::blocking;
 use crate::http::error::{ApiError, Code};
 use crate::input::{self, InputError};
 
-/// Maximum length of an error message in characters. Serde repeats the value that it rejects, which may be a whole
-/// image.
+/// Maximum length in characters of the part of a message that repeats what the client sent. Serde repeats the value that
+/// it rejects, which may be a whole image. What is accepted instead is never shortened.
 const MAX_DETAIL: usize = 300;
 /// Maximum length of a field path in an error, in characters. The path may contain an unknown name of any length that
 /// the client sent.
 const MAX_FIELD: usize = 128;
+/// What errors call the object of a line of a bulk request.
+pub(super) const LINE: &str = "this line";
 
 /// U+FEFF in UTF-8. Some editors and Windows tools put it at the start of a text.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
@@ -46,20 +48,21 @@ fn parse<R: DeserializeOwned>(body: &[u8], only_ascii: bool) -> Result<R, ApiErr
     if only_ascii && !body.is_ascii() {
         return Err(super::head::not_utf8());
     }
-    parse_object(body, &[])
+    parse_object(body, &[], "the body")
 }
 
-/// Parses a JSON object, without its fields called `skipped`.
+/// Parses a JSON object, without its fields called `skipped`. Errors call the object `whole`, for example "the body".
 ///
 /// # Errors
 /// Those of [`parse_body`].
 pub(super) fn parse_object<R: DeserializeOwned>(
     body: &[u8],
     skipped: &'static [&'static str],
+    whole: &str,
 ) -> Result<R, ApiError> {
     let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
     if body.starts_with(b"\xff\xfe") || body.starts_with(b"\xfe\xff") {
-        return Err(ApiError::invalid("the body is UTF-16; send JSON in UTF-8"));
+        return Err(ApiError::invalid(format!("{whole} is UTF-16; send JSON in UTF-8")));
     }
     input::probe_for_json(body.len())?;
     let mut deserializer = serde_json::Deserializer::from_slice(body);
@@ -70,9 +73,13 @@ pub(super) fn parse_object<R: DeserializeOwned>(
         if without_position(&error.to_string()) == OUT_OF_MEMORY {
             return InputError::OutOfMemory { bytes: body.len() as u64 }.into();
         }
-        if error.is_data() { at_field(&path, &error.to_string()) } else { not_json(&error) }
+        if error.is_data() {
+            at_field(&path, &error.to_string(), whole)
+        } else {
+            not_json(&error, whole)
+        }
     })?;
-    deserializer.end().map_err(|error| not_json(&error))?;
+    deserializer.end().map_err(|error| not_json(&error, whole))?;
     Ok(request)
 }
 
@@ -81,19 +88,27 @@ pub(super) fn parse_object<R: DeserializeOwned>(
 /// # Errors
 /// `invalid_request`, with the field.
 pub(crate) fn parse_form<R: Request>(form: super::form::Form) -> Result<R, ApiError> {
-    serde_path_to_error::deserialize(form)
-        .map_err(|error| at_field(&error.path().to_string(), &error.inner().to_string()))
+    serde_path_to_error::deserialize(form).map_err(|error| {
+        at_field(&error.path().to_string(), &error.inner().to_string(), "the body")
+    })
 }
 
-fn not_json(error: &serde_json::Error) -> ApiError {
-    ApiError::invalid(format!(
-        "the body is not valid JSON: {}",
-        shorten(&error.to_string(), MAX_DETAIL)
-    ))
+fn not_json(error: &serde_json::Error, whole: &str) -> ApiError {
+    let message = error.to_string();
+    let problem = shorten(without_position(&message), MAX_DETAIL);
+    let column = error.column();
+    // A line of a bulk request is parsed on its own, so its line number would always be 1.
+    let place = match error.line() {
+        0 => String::new(),
+        _ if whole == LINE => format!(" at column {column}"),
+        line => format!(" at line {line} column {column}"),
+    };
+    ApiError::invalid(format!("{whole} is not valid JSON: {problem}{place}"))
 }
 
-/// Converts serde's `message` about the field at `path` into an error for the client.
-fn at_field(path: &str, message: &str) -> ApiError {
+/// Converts serde's `message` about the field at `path` into an error for the client. `whole` is what the error calls the
+/// object that holds all fields.
+fn at_field(path: &str, message: &str, whole: &str) -> ApiError {
     let message = without_position(message);
     let (path, message) = match name_in(message, "duplicate field `")
         .or(name_in(message, "missing field `"))
@@ -101,15 +116,16 @@ fn at_field(path: &str, message: &str) -> ApiError {
         Some(name) if message.starts_with("missing") => (join(path, name), "is needed".to_owned()),
         Some(name) => (join(path, name), "given more than once".to_owned()),
         None => {
-            let unknown = unknown::explain_unknown_field(message, path.starts_with("inputs["));
+            let in_input = path.starts_with("inputs[");
+            let unknown =
+                unknown::explain_unknown_field(message, in_input, &|name| shorten(name, MAX_FIELD));
             (path.to_owned(), unknown.unwrap_or_else(|| as_client_message(message)))
         }
     };
     if path == "." {
-        return ApiError::invalid(format!("the body: {message}"));
+        return ApiError::invalid(format!("{whole}: {message}"));
     }
-    let field = shorten(&path, MAX_FIELD);
-    ApiError::field(Code::InvalidRequest, field, shorten(&message, MAX_DETAIL))
+    ApiError::field(Code::InvalidRequest, shorten(&path, MAX_FIELD), message)
 }
 
 fn name_in<'a>(message: &'a str, prefix: &str) -> Option<&'a str> {
@@ -129,11 +145,12 @@ fn without_position(message: &str) -> &str {
     }
 }
 
-/// Replaces the type names of serde with those of JSON.
+/// Replaces the type names of serde with those of JSON, and shortens what the client sent.
 fn as_client_message(message: &str) -> String {
     let Some((given, expected)) = message.rsplit_once(", expected ") else {
-        return message.to_owned();
+        return shorten(message, MAX_DETAIL);
     };
+    let given = shorten(given, MAX_DETAIL);
     let expected = match expected {
         "a sequence" => "a list",
         "a boolean" => "true or false",
@@ -158,6 +175,7 @@ fn shorten(text: &str, max: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::extract::generation::GenerationFields;
     use crate::http::routes::caption::{CaptionBatchRequest, CaptionRequest};
 
     fn fault(body: &str) -> (String, String) {
@@ -258,6 +276,32 @@ mod tests {
         assert!(error.detail.ends_with("expected an integer from 1 to 8"), "{}", error.detail);
         let body = format!("{{\"{long}\": 1}}");
         let error = parse::<CaptionRequest>(body.as_bytes(), false).unwrap_err();
-        assert!(error.detail.len() < 500 && error.errors[0].field.len() < 200);
+        assert!(error.detail.len() < 1500 && error.errors[0].field.len() < 200);
+    }
+
+    #[test]
+    fn the_list_of_accepted_fields_is_complete() {
+        for name in ["num_beam", &"x".repeat(5000)] {
+            let body = format!("{{\"{name}\": 1}}");
+            let error = parse::<CaptionRequest>(body.as_bytes(), false).unwrap_err();
+            let (_, accepted) = error.detail.rsplit_once("accepted: ").unwrap();
+            let accepted: Vec<&str> = accepted.split(", ").collect();
+            let known = |name: &str| accepted.contains(&name);
+            assert!(GenerationFields::names().all(known), "{}", error.detail);
+            assert!(known("image") && known("prompt") && known("explain_layers"), "{accepted:?}");
+        }
+    }
+
+    #[test]
+    fn errors_of_a_line_call_it_so() {
+        let fault = |line: &[u8]| {
+            let error = parse_object::<CaptionRequest>(line, &[], LINE).unwrap_err();
+            error.detail.to_string()
+        };
+        assert_eq!(fault(b"no"), "this line is not valid JSON: expected ident at column 2");
+        assert_eq!(fault(b"[1]"), "this line: invalid type: sequence, expected an object");
+        assert!(fault(b"\xff\xfe{\0}\0").starts_with("this line is UTF-16"));
+        let body = parse::<CaptionRequest>(b"{\n  x", false).unwrap_err();
+        assert!(body.detail.ends_with("at line 2 column 3"), "{}", body.detail);
     }
 }

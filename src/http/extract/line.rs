@@ -22,7 +22,7 @@ pub(crate) trait OwnFields: DeserializeOwned + Send + 'static {
 /// # Errors
 /// `invalid_request`, with the field; `overloaded` if there is no memory for it.
 pub(crate) fn own_fields<F: OwnFields>(line: &[u8]) -> Result<F, ApiError> {
-    json::parse_object(line, &[])
+    json::parse_object(line, &[], json::LINE)
 }
 
 /// Parses the request of a line, which has all fields that are not own fields of the line.
@@ -30,7 +30,7 @@ pub(crate) fn own_fields<F: OwnFields>(line: &[u8]) -> Result<F, ApiError> {
 /// # Errors
 /// Those of [`own_fields`].
 pub(crate) fn request<R: DeserializeOwned, F: OwnFields>(line: &[u8]) -> Result<R, ApiError> {
-    json::parse_object(line, F::NAMES)
+    json::parse_object(line, F::NAMES, json::LINE)
 }
 
 /// A deserializer of an object without the fields called `skipped`.

@@ -28,6 +28,7 @@ mod multipart;
 mod raw;
 pub(crate) mod request;
 mod scalar;
+pub(crate) mod template;
 mod unknown;
 
 use axum::extract::Request as HttpRequest;
@@ -151,7 +152,11 @@ pub(crate) async fn read<R: Request>(
             Encoding::Multipart { boundary } => {
                 multipart::parse(boundary, &mut reader, settings).await
             }
-            Encoding::Raw => raw::parse(parts.uri.query(), reader.read_all().await?, settings),
+            Encoding::Raw { declares_image } => {
+                let image = reader.read_all().await?;
+                let image = (*declares_image || !image.is_empty()).then_some(image);
+                raw::parse(parts.uri.query(), image, settings)
+            }
         }
     };
     let request = parse.await;

@@ -1,7 +1,8 @@
 //! Parses `multipart/form-data` bodies as they arrive, with a size limit for each part. `extract::read` calls this.
 //!
 //! A part that has a file name or an image type contains an image. Every other part contains text, whatever its type:
-//! even a part of type `application/json` is not parsed as JSON. An empty part means that the field is absent.
+//! even a part of type `application/json` is not parsed as JSON. An empty part without a file name means that the field
+//! is absent. A part with a file name is an image even if it has no bytes, so that the images after it keep their places.
 //!
 //! Between two parts, multer buffers the bytes that have arrived, and searches the whole buffer again whenever more
 //! bytes arrive. Without limits, this would take quadratic time. Therefore this file limits the number of bytes before
@@ -14,7 +15,7 @@ use multer::{Field, Multipart};
 
 use super::body::{BodyReader, make_room};
 use super::disposition::Disposition;
-use super::form::Form;
+use super::form::{Form, SEVERAL_IMAGES};
 use super::request::Request;
 use super::scalar::FormValue;
 use crate::http::error::{ApiError, Code};
@@ -128,12 +129,17 @@ impl<'a> Parts<'a> {
             self.head_bytes.store(0, Ordering::Relaxed);
             // Do not use the parser of multer: it ignores a file name that is not UTF-8.
             let head = Disposition::of(field.headers());
-            let known = |head: &Disposition| (1..=MAX_NAME_BYTES).contains(&head.name.len());
-            let Some(head) = head.filter(known) else {
+            let Some(head) = head.filter(|head| !head.name.is_empty()) else {
                 return Err(ApiError::invalid("each part of a multipart body needs a field name"));
             };
+            if head.name.len() > MAX_NAME_BYTES {
+                return Err(ApiError::invalid(format!(
+                    "the field name of a part has {} bytes; at most {MAX_NAME_BYTES} are allowed",
+                    head.name.len()
+                )));
+            }
             let value = if head.is_file() {
-                self.file(&head.name, field).await?
+                self.file(&head, field).await?
             } else {
                 self.text(&head, field).await?
             };
@@ -143,15 +149,17 @@ impl<'a> Parts<'a> {
         Ok(())
     }
 
-    async fn file(&mut self, name: &str, field: Field<'_>) -> Result<FormValue, ApiError> {
+    async fn file(&mut self, head: &Disposition, field: Field<'_>) -> Result<FormValue, ApiError> {
+        let name = head.name.as_str();
         self.count_file(name)?;
         let max = self.settings.input.max_image_bytes;
         let Some(bytes) = self.collect(field, max).await? else {
             return Err(super::image_file_too_large(&self.next_path(name), max));
         };
-        if bytes.is_empty() {
-            // An HTML form sends an empty file for a file input without a selection; do not count it.
+        if bytes.is_empty() && !head.names_file {
+            // An HTML form sends an empty file without a name for a file input without a selection. The field is absent.
             *self.files(name) -= 1;
+            return Ok(FormValue::Text(String::new()));
         }
         Ok(FormValue::File(bytes.into()))
     }
@@ -170,12 +178,19 @@ impl<'a> Parts<'a> {
     /// Counts a file. If there are too many, returns an error with the same field and limit as for JSON.
     fn count_file(&mut self, name: &str) -> Result<(), ApiError> {
         let limits = &self.settings.limits;
+        let has_images = (self.has_list)("images");
+        let takes_one = !self.batch && !has_images;
         let (field, max, setting) = match name {
             "image" if self.batch => ("inputs", limits.max_batch_inputs, "limits.max_batch_inputs"),
-            // A repeated `image` in a single call is rejected later, with a hint to use `images`.
+            // A repeated `image` in a single call is rejected later, with a hint to use `images` or /batch.
             "image" | "images" => ("images", limits.max_images, "limits.max_images"),
             other => {
-                let detail = "a file must be an image, in a part named image (or images, repeated, for several)";
+                let several = match (self.batch, has_images) {
+                    (true, _) => " (repeated, for several inputs)",
+                    (false, true) => " (or images, repeated, for several)",
+                    (false, false) => "; to send several, use this path followed by /batch",
+                };
+                let detail = format!("a file must be an image, in a part named image{several}");
                 return Err(ApiError::field(Code::InvalidRequest, other, detail).close_connection());
             }
         };
@@ -183,6 +198,10 @@ impl<'a> Parts<'a> {
         *count += 1;
         if *count <= max {
             return Ok(());
+        }
+        if takes_one {
+            let detail = format!("given more than {max} times; {SEVERAL_IMAGES}");
+            return Err(ApiError::field(Code::InvalidRequest, name, detail).close_connection());
         }
         let detail = format!("at most {max} are allowed per request ({setting})");
         Err(ApiError::field(Code::BatchTooLarge, field, detail).close_connection())

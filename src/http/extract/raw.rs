@@ -8,21 +8,21 @@ use super::scalar::FormValue;
 use crate::http::error::{ApiError, Code};
 use crate::http::settings::HttpSettings;
 
-/// Parses a raw body and its query string. An empty body means that the image is missing.
+/// Parses a raw body, if there is one, and its query string.
 ///
 /// # Errors
 /// `invalid_request`, with the field; `payload_too_large`, `batch_too_large`.
 pub(super) fn parse<R: Request>(
     query: Option<&str>,
-    body: Bytes,
+    image: Option<Bytes>,
     settings: &HttpSettings,
 ) -> Result<R, ApiError> {
     let mut form = if R::BATCH { Form::of_batch() } else { Form::default() };
-    if body.len() > settings.input.max_image_bytes {
-        return Err(super::image_file_too_large("image", settings.input.max_image_bytes));
-    }
-    if !body.is_empty() {
-        form.push("image", FormValue::File(body));
+    if let Some(image) = image {
+        if image.len() > settings.input.max_image_bytes {
+            return Err(super::image_file_too_large("image", settings.input.max_image_bytes));
+        }
+        form.push("image", FormValue::File(image));
     }
     if !is_utf8(query.unwrap_or_default()) {
         return Err(ApiError::invalid("the query string is not valid UTF-8 once percent-decoded"));

@@ -184,11 +184,16 @@ const SYNONYMS: &[(&[&str], &[&str])] = &[
 const MAX_COMPARED: usize = 40;
 
 /// Rewrites `message`, a serde error about an unknown field, for clients. Returns `None` if the message is about
-/// something else. `in_input` is true if the field belongs to one input of a batch.
-pub(super) fn explain_unknown_field(message: &str, in_input: bool) -> Option<String> {
+/// something else. `in_input` is true if the field belongs to one input of a batch. `shorten` shortens the client's name
+/// for the field; the accepted names are never shortened.
+pub(super) fn explain_unknown_field(
+    message: &str,
+    in_input: bool,
+    shorten: &dyn Fn(&str) -> String,
+) -> Option<String> {
     let (name, expected) = message.strip_prefix("unknown field `")?.rsplit_once("`, expected ")?;
     let known: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
-    let mut words = format!("unknown field `{name}`");
+    let mut words = format!("unknown field `{}`", shorten(name));
     if let Some(advice) = advice(name, &known, in_input) {
         words.push_str(advice);
     } else if let Some(field) = closest_field(name, &known) {
@@ -210,6 +215,11 @@ fn advice(name: &str, known: &[&str], in_input: bool) -> Option<&'static str> {
         "inputs" if known.contains(&"image") => {
             Some(": send a list of inputs to the same path followed by /batch;")
         }
+        "images" if !known.contains(&"images") && known.contains(&"image") => Some(if in_batch {
+            ": each input has one `image`;"
+        } else {
+            ": send one picture as `image`; to send several, use this path followed by /batch;"
+        }),
         other if known.contains(&"inputs") && other.starts_with("inputs[") => {
             Some(": send a list of inputs as application/json;")
         }
@@ -377,23 +387,28 @@ mod tests {
     #[test]
     fn a_message_keeps_the_accepted_names_and_says_where_a_field_belongs() {
         let serde = "unknown field `texts[]`, expected one of `image`, `text`, `texts`";
-        let words = explain_unknown_field(serde, false).unwrap();
+        let explain =
+            |message: &str, in_input| explain_unknown_field(message, in_input, &str::to_owned);
+        let words = explain(serde, false).unwrap();
         assert_eq!(
             words,
             "unknown field `texts[]`, did you mean `texts` (repeated, without brackets)? accepted: image, text, texts"
         );
-        let odd =
-            explain_unknown_field("unknown field `a`, b`, expected `image` or `inputs`", false)
-                .unwrap();
+        let odd = explain("unknown field `a`, b`, expected `image` or `inputs`", false).unwrap();
         assert_eq!(odd, "unknown field `a`, b`; accepted: image, inputs");
-        let stream =
-            explain_unknown_field("unknown field `stream`, expected `image`", true).unwrap();
+        let stream = explain("unknown field `stream`, expected `image`", true).unwrap();
         assert!(stream.contains("only single calls can be streamed"), "{stream}");
-        let model = explain_unknown_field("unknown field `model`, expected `image`", true).unwrap();
+        let model = explain("unknown field `model`, expected `image`", true).unwrap();
         assert!(model.contains("next to `inputs`"), "{model}");
-        let inputs =
-            explain_unknown_field("unknown field `inputs`, expected `image`", false).unwrap();
+        let inputs = explain("unknown field `inputs`, expected `image`", false).unwrap();
         assert!(inputs.contains("/batch"), "{inputs}");
-        assert_eq!(explain_unknown_field("invalid type: null, expected a list", false), None);
+        let images = "unknown field `images`, expected `image`";
+        let several = explain(images, false).unwrap();
+        assert!(several.contains("this path followed by /batch"), "{several}");
+        let of_input = explain(images, true).unwrap();
+        assert!(of_input.contains("each input has one `image`"), "{of_input}");
+        assert_eq!(explain("invalid type: null, expected a list", false), None);
+        let long = explain_unknown_field(serde, false, &|_| "short".to_owned()).unwrap();
+        assert!(long.starts_with("unknown field `short`"), "{long}");
     }
 }

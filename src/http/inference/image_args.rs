@@ -102,13 +102,18 @@ enum Identity {
     /// Address and length of the value in memory. If a batch gives a default image outside `inputs`, all inputs that
     /// use it share one value in memory.
     Place(usize, usize),
+    /// The number of an empty value among the distinct images. Empty values may have the same address, but each is an
+    /// error of its own field.
+    Empty(usize),
     /// The URL, so that each URL is fetched only once.
     Url(Arc<String>),
 }
 
 impl Identity {
-    fn of(field: &ImageField) -> Self {
+    /// Identifies the image in this field, which is looked up in a set of `distinct` images.
+    fn of(field: &ImageField, distinct: usize) -> Self {
         match field {
+            _ if field.address().1 == 0 => Self::Empty(distinct),
             ImageField::Value(text) if ImageValue::is_url(text) => Self::Url(Arc::clone(text)),
             ImageField::Value(_) | ImageField::Bytes(_) => {
                 let (place, length) = field.address();
@@ -123,7 +128,7 @@ impl ImageSet {
     /// call; `None` in a single call.
     pub(crate) fn add(&mut self, input: Option<usize>, image: ImageArg) -> ImageIndex {
         let ImageArg { value, index } = image;
-        *self.places.entry(Identity::of(&value)).or_insert_with(|| {
+        *self.places.entry(Identity::of(&value, self.distinct.len())).or_insert_with(|| {
             let path = ImagePath { input, index };
             let origin = Err(ApiError::internal());
             self.distinct.push(DistinctImage { value, path, origin });

@@ -1,5 +1,9 @@
-//! Rate limiting: limits the requests of each key owner; requests without a key are limited by address. Requests for
-//! health and metrics are not counted, because monitoring must still work when the server is flooded.
+//! Rate limiting: limits the requests of each key owner; if the server has no keys, requests are limited by address.
+//!
+//! Requests for health and metrics are not counted, because monitoring must still work when the server is flooded. If the
+//! server has keys, requests for the public pages are not counted either: nobody needs a key for them, and a limit by
+//! address would bind all clients behind one address. They cost little (files of the binary, and documents that are
+//! generated once), so the limit on connections bounds a flood of them.
 
 use std::time::Duration;
 
@@ -10,7 +14,7 @@ use axum::response::{IntoResponse, Response};
 
 use crate::http::access::bucket::Allowance;
 use crate::http::access::client::ClientAddress;
-use crate::http::access::{Caller, is_open};
+use crate::http::access::{Caller, is_limited, is_public};
 use crate::http::context::RequestContext;
 use crate::http::state::HttpState;
 use crate::platform;
@@ -25,7 +29,8 @@ pub(crate) async fn rate_limit(
     next: Next,
 ) -> Response {
     let route = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
-    if route.is_some_and(|route| is_open(route) || route == "/metrics") {
+    let has_keys = state.access().keys().is_some();
+    if route.is_some_and(|route| !is_limited(route) || (has_keys && is_public(route))) {
         return next.run(request).await;
     }
     let caller = Caller::of(&context, client);

@@ -26,6 +26,13 @@ pub(crate) async fn server_timing(
     response
 }
 
+/// Returns the value of the field for an answer that has only a total. `malformed` calls this, because its responses pass
+/// through no layer.
+pub(crate) fn total(time: Duration) -> HeaderValue {
+    let value = format!("total;dur={:.3}", milliseconds(time));
+    HeaderValue::from_str(&value).expect("names and numbers only")
+}
+
 fn header_value(context: &RequestContext) -> String {
     let notes = context.notes();
     let task = notes.task;

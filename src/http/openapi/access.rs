@@ -6,6 +6,7 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement
 use utoipa::openapi::{Components, OpenApi};
 
 use super::problems::problems;
+use crate::http::access::{is_limited, is_public};
 use crate::http::error::Code;
 use crate::http::error::dialect::Dialect;
 
@@ -15,8 +16,8 @@ const SCHEME: &str = "api_key";
 const DESCRIPTION: &str =
     "Required if the server is configured with API keys. By default it has none.";
 
-/// Adds the security scheme. A public operation gets an empty list of security requirements. Every other operation gets
-/// the error responses and an optional requirement, because a server may have no API keys.
+/// Adds the security scheme and the error responses. A public operation gets an empty list of security requirements. Every
+/// other operation gets an optional requirement, because a server may have no API keys.
 pub(crate) fn add(document: &mut OpenApi) {
     let scheme =
         HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(DESCRIPTION)).build();
@@ -24,8 +25,11 @@ pub(crate) fn add(document: &mut OpenApi) {
     components.add_security_scheme(SCHEME, SecurityScheme::Http(scheme));
     for (path, item) in &mut document.paths.paths {
         for operation in [&mut item.get, &mut item.post].into_iter().flatten() {
-            if crate::http::access::is_public(path) {
+            if is_public(path) {
                 operation.security = Some(Vec::new());
+                // Without API keys, the origin is checked, and requests are limited by address.
+                let limited = is_limited(path).then_some(Code::RateLimited);
+                add_problems(operation, [Code::OriginNotAllowed].into_iter().chain(limited));
             } else {
                 guard(operation, Dialect::of(path));
             }
@@ -42,5 +46,11 @@ fn guard(operation: &mut Operation, dialect: Dialect) {
         return;
     }
     let codes = [Code::Unauthorized, Code::OriginNotAllowed, Code::RateLimited];
-    operation.responses.responses.extend(problems(&codes.each_ref().map(std::slice::from_ref)));
+    add_problems(operation, codes.into_iter());
+}
+
+fn add_problems(operation: &mut Operation, codes: impl Iterator<Item = Code>) {
+    for code in codes {
+        operation.responses.responses.extend(problems(&[&[code]]));
+    }
 }

@@ -41,11 +41,12 @@ pub(crate) fn exactly_one(singular: &str, plural: &str) -> Value {
 }
 
 /// Returns the condition that a request either has no `candidates`, so that texts are generated, or has `candidates` to
-/// rank, no generation parameters, and none of the fields in `only_generated`.
-pub(crate) fn generated_or_ranked(only_generated: &[&'static str]) -> Value {
+/// rank, no generation parameters, none of the fields in `only_generated`, and none of the `flags` set.
+pub(crate) fn generated_or_ranked(only_generated: &[&'static str], flags: &[&str]) -> Value {
     let unused = GenerationFields::names().chain(only_generated.iter().copied());
-    let none: Map<String, Value> =
-        unused.map(|name| (name.to_owned(), Value::Bool(false))).collect();
+    let absent = unused.map(|name| (name.to_owned(), Value::Bool(false)));
+    let unset = flags.iter().map(|name| ((*name).to_owned(), json!({"const": false})));
+    let none: Map<String, Value> = absent.chain(unset).collect();
     json!({"oneOf": [
         {"title": "Generated", "properties": {"candidates": false}, "allOf": [strategies()]},
         {"title": "Ranked", "required": ["candidates"], "properties": none},

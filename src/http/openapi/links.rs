@@ -13,12 +13,12 @@ use super::{operations, request_schema};
 /// this id.
 pub(super) fn add(document: &mut OpenApi, endpoints: &[DocumentedEndpoint]) {
     let targets: Vec<(String, &EndpointRules)> = operations(document)
-        .filter_map(|operation| {
+        .filter_map(|(_, operation)| {
             let rules = rules_of(operation, endpoints)?;
             Some((operation.operation_id.clone()?, rules))
         })
         .collect();
-    for operation in operations(document) {
+    for (_, operation) in operations(document) {
         let Some(id) = rules_of(operation, endpoints).and_then(|rules| rules.image_id) else {
             continue;
         };

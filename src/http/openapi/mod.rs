@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use utoipa::openapi::content::ContentBuilder;
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::request_body::RequestBody;
 use utoipa::openapi::schema::{ArrayBuilder, Object, ObjectBuilder, SchemaType, Type};
 use utoipa::openapi::tag::TagBuilder;
 use utoipa::openapi::{
@@ -30,14 +31,16 @@ use self::endpoint::DocumentedEndpoint;
 pub(crate) use self::problems::{
     BulkProblems, InferenceProblems, NotReadyProblem, OpenAiErrors, PlainErrors,
 };
+use crate::http::access::is_limited;
 use crate::http::error::dialect::{OpenAiError, OpenAiErrorDetail, PlainError};
 use crate::http::error::{FieldError, Problem};
 use crate::http::settings::Limits;
 
 const DESCRIPTION: &str = "BLIP vision-language models: image captioning, visual question answering, image-text similarity, \
 embeddings.\n\nEvery response has the headers `x-request-id` and `server-timing`. Every error is an \
-`application/problem+json`; switch on its `code`. Unknown fields are rejected. `null` in JSON, an empty form part and an \
-empty query value mean that a field is absent, so no schema lists `null`. Responses contain no `null`.\n\n\
+`application/problem+json`; switch on its `code`. Unknown fields are rejected. `null` in JSON, an empty form part \
+without a file name and an empty query value mean that a field is absent, so no schema lists `null`. Responses contain \
+no `null`.\n\n\
 An **image value** is a data URI, base64 (standard or URL-safe alphabet, padding optional, white space ignored), the \
 `id` of an image sent before that is still cached, or, \
 if fetching is enabled (`fetch_enabled` in `/info`), an `https://` URL. \
@@ -46,6 +49,9 @@ The first bytes decide the format: JPEG, PNG, WebP, GIF or BMP.";
 /// A JPEG of 64 x 64 pixels in base64. It shows "two cats on a blue background", a scene of the kind that the demo
 /// models know, so the examples in the document can be sent unchanged.
 pub(crate) const EXAMPLE_IMAGE: &str = "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAA0JCgsKCA0LCgsODg0PEyAVExISEyccHhcgLikxMC4pLSwzOko+MzZGNywtQFdBRkxOUlNSMj5aYVpQYEpRUk//2wBDAQ4ODhMREyYVFSZPNS01T09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT0//wAARCABAAEADASIAAhEBAxEB/8QAGgABAQADAQEAAAAAAAAAAAAAAAUBAwQCBv/EACUQAAICAgIBBAIDAAAAAAAAAAECAAMEEQUSMSFBUWETIhQVcf/EABoBAAIDAQEAAAAAAAAAAAAAAAAFAQIGBAP/xAAhEQABBAICAgMAAAAAAAAAAAABAAIDEQUhBDESoVHw8f/aAAwDAQACEQMRAD8AmxMqpZgqgkk6AHvMuj1uyWKVZTogj1E0/kLq9rMUateYiJZQkREEJERBC7+FrL8pS3XaoezfQEs5WJh8uRl02KwYaD1MCDo6kjhcmvHyyLiAjjXY+AfuUa8LNpyFrxRVXxxRqxVjsFA7Hff1HoQD7E7MyGbnni5Ycw+NDR+e7/Fo8XHE/jlrhe9hauU4/DweJXoC2Qzgdm8/chSpy61Y9GLg12vYcddFnbsx/wBPzJceYgyO4wfISSd7SrIhgnLWCgNJERGa4UiIghJ7SyxBpLHUfCsRPE6uNFTcjQt6hqy4DA/c8piGsLnC62rxglwANWubz5mJ9HdweJZkOabHVN66gg9TNHNri/1+N/DCFK3ZCyEEb99n52IshzXHmlbFH2fS75cZNFG6R5GvahxERwlqREQQk2Y9n4b0t1vowOpriVc0OBaeipa4tNhXbDiWk3YOdXhmy1brj+wZ2HsfXwfBE5+RysUYi4mIEb9i9jInRSx8nX2ZKiJ+PhIYZRJ5E10NfSmU2UlljLKAtIiI6SxIiIIX/9k=";
+
+/// The operation of another API whose body may be the image itself.
+const RAW_IMAGE_OPERATION: &str = "caption_hf_image";
 
 const RAW_DESCRIPTION: &str = "The image file; other fields go in the query string.";
 
@@ -156,11 +162,15 @@ fn complete(routes: OpenApi, endpoints: &[DocumentedEndpoint], limits: &Limits) 
         .as_ref()
         .map(|components| components.schemas.clone())
         .unwrap_or_default();
-    for operation in operations(&mut document) {
-        add_response_headers(operation);
+    for (path, operation) in operations(&mut document) {
+        add_response_headers(operation, path);
         if operation.request_body.is_some() {
             if is_native(operation) {
                 add_encodings(operation, &schemas);
+            } else if operation.operation_id.as_deref() == Some(RAW_IMAGE_OPERATION)
+                && let Some(RefOr::T(body)) = &mut operation.request_body
+            {
+                add_raw_bodies(body, "The image file; JSON is needed only for parameters.");
             }
             operation.parameters.get_or_insert_default().push(timeout_parameter().into());
         }
@@ -175,10 +185,13 @@ fn name_wildcards(document: &mut OpenApi) {
     document.paths.paths = renamed.collect();
 }
 
-/// Returns every GET and POST operation of the document.
-fn operations(document: &mut OpenApi) -> impl Iterator<Item = &mut Operation> {
-    let items = document.paths.paths.values_mut();
-    items.flat_map(|item| [&mut item.get, &mut item.post].into_iter().flatten())
+/// Returns every GET and POST operation of the document, with its path.
+fn operations(document: &mut OpenApi) -> impl Iterator<Item = (&str, &mut Operation)> {
+    let items = document.paths.paths.iter_mut();
+    items.flat_map(|(path, item)| {
+        let of_path = [&mut item.get, &mut item.post].into_iter().flatten();
+        of_path.map(move |operation| (path.as_str(), operation))
+    })
 }
 
 /// True if the operation runs a model and belongs to this server's own API.
@@ -243,6 +256,10 @@ fn add_schemas(document: &mut OpenApi, endpoints: &[DocumentedEndpoint], limits:
     let max_new_tokens = limits.max_new_tokens as f64;
     for schema in components.schemas.values_mut() {
         let RefOr::T(Schema::Object(request)) = schema else { continue };
+        // Only the schemas of this server's own requests have `additionalProperties`. Other APIs clamp the number.
+        if request.additional_properties.is_none() {
+            continue;
+        }
         for field in ["max_new_tokens", "min_new_tokens"] {
             if let Some(RefOr::T(Schema::Object(tokens))) = request.properties.get_mut(field) {
                 tokens.maximum = Some(max_new_tokens.into());
@@ -265,7 +282,8 @@ fn add_schemas(document: &mut OpenApi, endpoints: &[DocumentedEndpoint], limits:
     }
 }
 
-fn add_response_headers(operation: &mut Operation) {
+/// Adds the header fields that `middleware` sets in the responses of this path.
+fn add_response_headers(operation: &mut Operation, path: &str) {
     let text = |description: &str| {
         HeaderBuilder::new()
             .schema(Some(Object::with_type(Type::String)))
@@ -282,6 +300,21 @@ fn add_response_headers(operation: &mut Operation) {
             "server-timing".to_owned(),
             text("Durations of the stages, in milliseconds.").into(),
         );
+        response.headers.insert(
+            "traceresponse".to_owned(),
+            text("Ids of the trace and its span; only if the server records traces.").into(),
+        );
+        if !is_limited(path) {
+            continue;
+        }
+        response.headers.insert(
+            "ratelimit-policy".to_owned(),
+            text("Quota `q` in the window of `w` seconds; only with a rate limit.").into(),
+        );
+        response.headers.insert(
+            "ratelimit".to_owned(),
+            text("Requests left (`r`), and seconds until the quota is full (`t`); only with a rate limit.").into(),
+        );
     }
 }
 
@@ -295,9 +328,14 @@ fn add_encodings(operation: &mut Operation, schemas: &BTreeMap<String, RefOr<Sch
     let form = multipart_schema(request);
     let multipart = ContentBuilder::new().schema(Some(form)).build();
     body.content.insert("multipart/form-data".to_owned(), multipart.into());
+    add_raw_bodies(body, RAW_DESCRIPTION);
+}
+
+/// Adds request bodies that are the image itself.
+fn add_raw_bodies(body: &mut RequestBody, description: &str) {
     for content_type in ["image/*", "application/octet-stream"] {
         let mut file = binary();
-        file.description = Some(RAW_DESCRIPTION.to_owned());
+        file.description = Some(description.to_owned());
         let raw = ContentBuilder::new().schema(Some(file)).build();
         body.content.insert(content_type.to_owned(), raw.into());
     }
@@ -330,7 +368,7 @@ fn multipart_schema(request: &Object) -> Object {
     form
 }
 
-/// Returns the schema of a file. An empty file counts as absent, so the minimum length is one byte.
+/// Returns the schema of a file. A file of no bytes is no image, so the minimum length is one byte.
 fn binary() -> Object {
     ObjectBuilder::new()
         .schema_type(SchemaType::Type(Type::String))

@@ -224,7 +224,8 @@ fn collect(
     }
 }
 
-/// Removes `minLength` from files, `pattern` from texts, and `prefixItems` and `uniqueItems` from lists. Generated clients
+/// Removes `minLength` from files, `pattern` from texts, `prefixItems` and `uniqueItems` from lists, and all bounds from
+/// values of any type. Generated clients
 /// check the `minLength` of a file as if the file were text. The pattern only excludes control characters, which nobody
 /// sends, and is longer than the rest of the field's schema. Most generators do not know `prefixItems`, and some turn a list
 /// of distinct items into a set, which has no order.
@@ -237,6 +238,11 @@ fn remove_bounds(schema: &mut Value) {
             if is_file(object) {
                 object.remove("minLength");
             }
+            if is_any_value(object) {
+                for bound in ["minLength", "minItems", "maxItems"] {
+                    object.remove(bound);
+                }
+            }
             object.remove("prefixItems");
             object.remove("uniqueItems");
             object.values_mut().for_each(remove_bounds);
@@ -244,6 +250,12 @@ fn remove_bounds(schema: &mut Value) {
         Value::Array(items) => items.iter_mut().for_each(remove_bounds),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
+}
+
+/// True for a schema that allows values of several types and bounds them. Generators take a bounded schema without a type
+/// for one of a certain type.
+fn is_any_value(schema: &Map<String, Value>) -> bool {
+    schema.contains_key("minItems") && !schema.contains_key("type")
 }
 
 fn is_file(schema: &Map<String, Value>) -> bool {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use axum::http::StatusCode;
 use serde_json::json;
 use utoipa::openapi::content::ContentBuilder;
-use utoipa::openapi::header::HeaderBuilder;
+use utoipa::openapi::header::{Header, HeaderBuilder};
 use utoipa::openapi::response::{Response, ResponseBuilder};
 use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
 use utoipa::openapi::{Ref, RefOr};
@@ -98,6 +98,8 @@ fn any_error(schema: &str) -> Responses {
     let response = ResponseBuilder::new()
         .description("An error. The codes and their meaning are those of this server's own routes.")
         .content("application/json", content)
+        .header("www-authenticate", challenge())
+        .header("retry-after", seconds())
         .build();
     [("default".to_owned(), response.into())].into()
 }
@@ -120,18 +122,24 @@ fn refusal(codes: &[Code]) -> Response {
     let response =
         ResponseBuilder::new().description(names.join(", ")).content(PROBLEM_JSON, content);
     if codes[0] == Code::Unauthorized {
-        let challenge = HeaderBuilder::new().schema(Some(Object::with_type(Type::String))).build();
-        return response.header("www-authenticate", challenge).build();
+        return response.header("www-authenticate", challenge()).build();
     }
     let come_back = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS];
     if !come_back.contains(&codes[0].status()) {
         return response.build();
     }
-    let seconds = HeaderBuilder::new()
+    response.header("retry-after", seconds()).build()
+}
+
+fn challenge() -> Header {
+    HeaderBuilder::new().schema(Some(Object::with_type(Type::String))).build()
+}
+
+fn seconds() -> Header {
+    HeaderBuilder::new()
         .schema(Some(ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1.0))))
         .description(Some("Seconds to wait before retrying."))
-        .build();
-    response.header("retry-after", seconds).build()
+        .build()
 }
 
 fn example(code: Code) -> ApiError {

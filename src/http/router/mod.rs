@@ -5,7 +5,9 @@ mod tests;
 
 use std::sync::Arc;
 
+use axum::http::{HeaderValue, header};
 use axum::middleware::{from_fn, from_fn_with_state, map_response};
+use axum::response::Response;
 use axum::routing::get;
 use axum::{Extension, Router};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -149,7 +151,9 @@ fn router_of(endpoints: EndpointList, state: HttpState) -> Router {
         let compat = settings.compat;
         let documents =
             Documents::new(settings.limits.clone(), move || documented(endpoints, compat));
-        let page = SwaggerUi::new("/docs").config(Config::from("/openapi.json"));
+        // Relative addresses work below the path of a proxy too.
+        let page = SwaggerUi::new("/docs").config(Config::from("../openapi.json"));
+        let page = Router::from(page).layer(map_response(relative_redirect));
         router = router
             .merge(document_routes().split_for_parts().0.layer(Extension(documents)))
             .merge(page);
@@ -201,6 +205,16 @@ fn with_common_layers(router: Router<HttpState>, state: HttpState) -> Router {
         .layer(from_fn_with_state(state.clone(), client))
         .layer(from_fn(request_id))
         .with_state(state)
+}
+
+/// Makes the redirect from `/docs` to `/docs/` relative.
+async fn relative_redirect(mut response: Response) -> Response {
+    if let Some(location) = response.headers_mut().get_mut(header::LOCATION)
+        && location == "/docs/"
+    {
+        *location = HeaderValue::from_static("docs/");
+    }
+    response
 }
 
 async fn route_not_found() -> ApiError {

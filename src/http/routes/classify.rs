@@ -17,6 +17,7 @@ use crate::http::error::{ApiError, Code};
 use crate::http::extract::fields::{Field, Temperature, Text};
 use crate::http::extract::image_field::ImageField;
 use crate::http::extract::request::requests;
+use crate::http::extract::template::Template;
 use crate::http::inference::arity::OneImage;
 use crate::http::inference::endpoint::{AnswerParts, Endpoint, PlanContext, check_count};
 use crate::http::inference::image_args::ImageArg;
@@ -29,8 +30,6 @@ use crate::http::state::HttpState;
 use crate::http::state::models::{Eligible, Model};
 use crate::task::{PreparedImage, Role, Scores, Similarity, SimilarityCell, TaskShape, TokenIds};
 
-/// The part of a template that the label replaces.
-const PLACE: &str = "{}";
 const DEFAULT_TEMPLATE: &str = "a photo of {}";
 /// Maximum size of a template in bytes. It is copied for each label.
 const MAX_TEMPLATE_BYTES: usize = 1000;
@@ -80,7 +79,7 @@ requests! {
         /// Distinct labels to choose from, such as `a cat`.
         labels: Vec<Text>,
         /// Text that is compared with the image, in which the label replaces `{}`; default `a photo of {}`.
-        template: Text,
+        template: Template,
         /// Score that decides: `cosine` (default) is fast, `match` runs the matching head once for each label.
         by: ClassifyBy,
         /// Only with `cosine`: the probabilities are the softmax of the cosines divided by this value; default 0.07.
@@ -151,7 +150,7 @@ pub(crate) struct ClassifyResponse {
 pub(crate) struct ClassifyPlan {
     image: ImageField,
     labels: Vec<Arc<str>>,
-    template: Arc<str>,
+    template: Template,
     rule: Rule,
 }
 
@@ -192,14 +191,10 @@ impl Endpoint for ClassifyPlan {
             let detail = "labels must be distinct; this one is a duplicate";
             return Err(ApiError::field(Code::InvalidRequest, field, detail));
         }
-        let template = input.template.map_or_else(|| DEFAULT_TEMPLATE.into(), |text| text.0);
+        let template = input.template.unwrap_or_else(|| Template::constant(DEFAULT_TEMPLATE));
         if template.len() > MAX_TEMPLATE_BYTES {
             let detail = format!("has at most {MAX_TEMPLATE_BYTES} bytes");
             return Err(ApiError::field(Code::TextTooLong, "template", detail));
-        }
-        if template.matches(PLACE).count() != 1 {
-            let detail = "must contain {} exactly once; the label replaces it";
-            return Err(ApiError::field(Code::InvalidRequest, "template", detail));
         }
         let rule = rule(input.by, input.temperature, context.model)?;
         Ok(Self {
@@ -224,7 +219,7 @@ impl Endpoint for ClassifyPlan {
 
     fn tokenize(&self, model: &Model) -> Result<Vec<TokenIds>, ApiError> {
         let labels = self.labels.iter().enumerate().map(|(index, label)| {
-            let words = self.template.replace(PLACE, label);
+            let words = self.template.fill(label);
             text::encode(
                 model,
                 &format!("labels[{index}]"),

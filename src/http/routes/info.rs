@@ -1,6 +1,6 @@
 //! `GET /info`: the server's version, loaded models, limits and batching settings.
 //!
-//! Each field of [`LimitsDescription`] and [`BatchingInfo`] gets the value of the setting with the same key. To show
+//! Each field of [`LimitsDescription`], [`BulkLimits`] and [`BatchingInfo`] gets the value of the setting with the same key. To show
 //! one more setting, add a field with its key. Settings without such a field are not shown.
 
 use axum::extract::State;
@@ -28,6 +28,8 @@ pub(crate) struct Info {
     models: Vec<ModelDescription>,
     /// Limits of one request, from the settings.
     limits: LimitsDescription,
+    /// Limits of `/bulk`, from the settings.
+    bulk: BulkLimits,
     /// Settings of admission control and batching.
     batching: BatchingInfo,
     /// Workers that run the models: one for each GPU, or one on the CPU. `batching` holds for each of them.
@@ -139,6 +141,8 @@ pub(crate) struct LimitsDescription {
     max_text_chars: usize,
     max_text_bytes: usize,
     max_new_tokens: usize,
+    /// Maximum count of numbers in one answer: states of all tokens, attention weights, and tokens (each counts as three).
+    max_embedding_values: usize,
     /// Maximum number of HTTP frames of a body.
     max_body_frames: usize,
     /// Maximum number of text parts in a form, or of fields in a query string.
@@ -146,6 +150,24 @@ pub(crate) struct LimitsDescription {
     /// Time limit of a request, in milliseconds. The header `x-request-timeout-ms` can only shorten it.
     deadline_ms: u64,
     fetch_enabled: bool,
+}
+
+/// Limits of `/bulk`, from the settings `bulk`. They hold for each line, not for the body.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct BulkLimits {
+    /// Maximum size of one line in bytes.
+    max_line_bytes: usize,
+    /// Maximum number of lines of one request that are worked on at a time.
+    max_lines_in_flight: usize,
+    /// Maximum bytes of answers that one request may hold for a client that does not read; then the server reads no further
+    /// lines.
+    max_held_bytes: usize,
+    /// Maximum number of requests from which the server reads at a time; further requests wait for their turn.
+    max_requests: usize,
+    /// Time limit of a line, in milliseconds. Its `deadline_ms` can only shorten it.
+    deadline_ms: u64,
+    /// Maximum time without a line, and for which a client may neither send nor read, in milliseconds.
+    idle_timeout_ms: u64,
 }
 
 /// Settings of admission control and batching.
@@ -192,6 +214,7 @@ pub(crate) async fn show_info(State(state): State<HttpState>) -> Result<Response
             version: env!("CARGO_PKG_VERSION"),
             models: models.collect(),
             limits: limits(state.settings(), services.fetcher.is_some()),
+            bulk: pick(&[written(&state.settings().bulk)]),
             batching: pick(&[written(services.engine.settings())]),
             workers: workers(services.engine.devices()),
             cpu_isa: services.cpu_isa.clone(),
@@ -266,6 +289,19 @@ mod tests {
         assert_eq!(limits["deadline_ms"], 1500);
         assert_eq!(limits["max_rows"], settings.limits.max_rows);
         assert_eq!(limits["fetch_enabled"], true);
+        assert_eq!(limits["max_embedding_values"], 2_000_000);
+        let bulk: BulkLimits = pick(&[written(&settings.bulk)]);
+        let bulk = serde_json::to_value(bulk).unwrap();
+        assert_eq!(bulk["max_line_bytes"], settings.bulk.max_line_bytes);
+        assert_eq!(bulk["deadline_ms"], 600_000);
+        // Every limit of these two sections is shown.
+        for (shown, section) in
+            [(&limits, written(&settings.limits)), (&bulk, written(&settings.bulk))]
+        {
+            for key in section.as_object().unwrap().keys() {
+                assert!(shown.get(key).is_some(), "{key}");
+            }
+        }
         let engine = EngineSettings { max_batch_images: 3, ..EngineSettings::default() };
         let batching: BatchingInfo = pick(&[written(&engine)]);
         let batching = serde_json::to_value(batching).unwrap();

@@ -17,7 +17,8 @@ pub(crate) async fn show_root(State(state): State<HttpState>, headers: HeaderMap
         return playground(&headers, settings);
     }
     if wants_page && settings.docs {
-        return Redirect::temporary("/docs/").into_response();
+        // Relative, so that it leads to the page below the path of a proxy too.
+        return Redirect::temporary("docs/").into_response();
     }
     let mut response = "blip-server is running".into_response();
     response.headers_mut().insert(header::VARY, HeaderValue::from_static("accept"));

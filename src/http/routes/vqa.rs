@@ -50,7 +50,7 @@ pub(crate) fn endpoint() -> InferenceEndpoint {
             distinct_lists: &["candidates", "explain_layers"],
             conditions: vec![
                 exactly_one("question", "questions"),
-                generated_or_ranked(&[]),
+                generated_or_ranked(&[], &[]),
                 explained(),
             ],
             defaults: json!({"tokens": false, "explain": false}),

@@ -104,18 +104,21 @@ fn a_file_cut_short_is_an_error_and_not_a_crash() {
 
 #[test]
 fn an_unknown_class_lists_those_that_are_served() {
-    let directory = tempfile::tempdir().unwrap();
-    std::fs::write(directory.path().join("config.json"), r#"{"architectures": ["BertModel"]}"#)
-        .unwrap();
-    let mut spec = spec("retrieval");
-    spec.files.config = directory.path().join("config.json").into();
-    let error = BlipBackend::load(CPU_F32.candle_ops().unwrap(), &[spec], CPU_F32, |_| {})
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("architectures is [\"BertModel\"]; accepted: BlipForConditionalGeneration"),
-        "{error}"
-    );
+    for (config, words) in [
+        (r#"{"architectures": ["BertModel"]}"#, ": architectures is [\"BertModel\"]; accepted: "),
+        (r#"{"model_type": "blip"}"#, " has no architectures; accepted: "),
+        (r#"{"architectures": []}"#, " has no architectures; accepted: "),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("config.json"), config).unwrap();
+        let mut spec = spec("retrieval");
+        spec.files.config = directory.path().join("config.json").into();
+        let error = BlipBackend::load(CPU_F32.candle_ops().unwrap(), &[spec], CPU_F32, |_| {})
+            .unwrap_err()
+            .to_string();
+        let words = format!("config.json{words}BlipForConditionalGeneration");
+        assert!(error.contains(&words), "{error}");
+    }
 }
 
 /// Returns the error of loading a copy of `vqa-varied` in which one file has different content.

@@ -1,6 +1,8 @@
 //! Rate limits: by key, by address, behind proxies. Buckets are small and fill up again while a test runs, so tests ask
 //! until they are refused; exact figures stand beside the buckets (`http::access::bucket`).
 
+use axum::body::Body;
+use axum::http::Request;
 use blip_server::http::RateLimitSettings;
 use serde_json::json;
 
@@ -45,6 +47,28 @@ async fn a_key_that_asks_too_often_is_refused_with_a_time_and_others_go_on() {
     }
     let labels = ["/info", "GET", "429", "rate_limited"];
     assert!(app.metrics.http_requests_total.with_label_values(&labels).get() >= 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn public_pages_are_counted_only_where_addresses_are() {
+    let keyed = TestApp::with(|config| {
+        with_keys(config);
+        limit(config);
+    });
+    for _ in 0..MANY {
+        for path in ["/", "/docs/", "/openapi.json"] {
+            let request = Request::get(path).body(Body::empty()).unwrap();
+            let answer = keyed.open(request).await;
+            assert_eq!(answer.status(), 200, "{path}");
+            assert!(answer.headers().get("ratelimit").is_none(), "{path}");
+        }
+    }
+    let open = TestApp::with(limit);
+    let mut statuses = Vec::new();
+    for _ in 0..MANY {
+        statuses.push(open.get("/openapi.json").await.status.as_u16());
+    }
+    assert!(statuses.contains(&429), "{statuses:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -147,7 +147,6 @@ async fn a_missing_image_is_missed_in_every_encoding() {
         caption(json("/caption", r#"{"image": null}"#)),
         caption(form("/caption", &[text("prompt", "a")])),
         caption(form("/caption", &[text("image", ""), text("prompt", "a")])),
-        caption(form("/caption", &[file("image", b"")])),
         caption(form(
             "/caption",
             &[part(
@@ -155,7 +154,8 @@ async fn a_missing_image_is_missed_in_every_encoding() {
                 b"",
             )],
         )),
-        caption(typed("/caption", "image/png", "")),
+        caption(form("/caption", &[part(b"name=\"image\"\r\nContent-Type: image/png", b"")])),
+        caption(typed("/caption", "application/octet-stream", "")),
         caption(typed("/caption?image=", "", "")),
         bad(json("/vqa", r#"{"image": null, "question": "a"}"#), "image", "is needed"),
         bad(
@@ -163,9 +163,110 @@ async fn a_missing_image_is_missed_in_every_encoding() {
             "image",
             "needed",
         ),
-        bad(form("/similarity", &[text("text", "a"), file("images", b"")]), "image", "needed"),
         bad(form("/vqa", &[file("image", &png(1)), text("question", "")]), "question", "needed"),
         bad(typed("/vqa?question=&questions=", "", png(1)), "question", "needed"),
+    ])
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_without_bytes_is_called_empty_in_every_encoding() {
+    let undecodable = |sent, field: &str| Refused {
+        sent,
+        status: 422,
+        field: field.to_owned(),
+        words: "the file is empty; send the bytes of a",
+    };
+    let empty = "the file is empty; send the bytes of a";
+    let (image, rank) = (file("image", &png(1)), text("text", "a"));
+    let three = |name: &str| [file(name, &png(1)), file(name, b""), file(name, b"")];
+    each_is_refused(vec![
+        undecodable(form("/caption", &[file("image", b"")]), "image"),
+        undecodable(form("/vqa", &[file("image", b""), text("question", "a")]), "image"),
+        undecodable(typed("/caption", "image/png", ""), "image"),
+        undecodable(typed("/embeddings?text=a&type=multimodal", "image/png", ""), "image"),
+        undecodable(form("/similarity", &[three("images").concat(), rank.clone()]), "images[1]"),
+        undecodable(form("/rank", &[three("images").concat(), rank]), "images[1]"),
+        bad(json("/caption", r#"{"image": ""}"#), "image", empty),
+        bad(json("/caption", r#"{"image": "data:image/png;base64,"}"#), "image", empty),
+        bad(form("/caption", &[text("image", "data:;base64,")]), "image", empty),
+        bad(
+            json("/similarity", r#"{"images": ["eA==", "", ""], "text": "a"}"#),
+            "images[1]",
+            empty,
+        ),
+        bad(form("/caption", &[image, file("image", b"")]), "image", "given 2 times"),
+    ])
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_without_bytes_keeps_its_place_in_a_batch() {
+    let app = TestApp::start();
+    let images =
+        [file("image", &png(1)), file("image", b""), file("image", &png(2)), file("image", b"")];
+    for (path, field) in [("/caption/batch", None), ("/vqa/batch", Some(text("question", "a")))] {
+        let parts = images.iter().cloned().chain(field).collect::<Vec<_>>();
+        let answer = form(path, &parts).to(&app).await.ok();
+        let results = answer["results"].as_array().unwrap();
+        assert_eq!((results.len(), &answer["failed"]), (4, &serde_json::json!(2)), "{answer}");
+        for number in [1, 3] {
+            let error = &results[number]["error"];
+            assert_eq!(error["code"], "undecodable_image", "{answer}");
+            let field = format!("inputs[{number}].image");
+            assert_eq!(error["errors"][0]["field"], field, "{answer}");
+        }
+        let alone = path.trim_end_matches("/batch");
+        let fields = parts[4..].iter().cloned();
+        let second: Vec<_> = [images[2].clone()].into_iter().chain(fields).collect();
+        let mut second = form(alone, &second).to(&app).await.ok();
+        second.as_object_mut().unwrap().remove("model");
+        assert_eq!(results[2], second, "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_json_list_in_a_form_field_leads_to_repeated_fields() {
+    let repeat = |sent, field: &str| bad(sent, field, "once for each value");
+    let image = || file("image", &png(1));
+    each_is_refused(vec![
+        repeat(form("/classify", &[image(), text("labels", r#"["a cat","a dog"]"#)]), "labels"),
+        repeat(form("/classify", &[image(), text("labels", r#" ["a cat"] "#)]), "labels"),
+        repeat(typed("/vqa?questions=[%22a%22]", "", png(1)), "questions"),
+        repeat(form("/similarity", &[image(), text("texts", "[1, 2]")]), "texts"),
+        repeat(form("/caption", &[image(), text("bad_words", r#"["cat"]"#)]), "bad_words"),
+    ])
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_images_lead_to_the_batch_or_the_list() {
+    let image = || file("image", &png(1));
+    let many = |name: &str, count: usize| vec![file(name, &png(1)); count];
+    let batch = "this path followed by /batch";
+    each_is_refused(vec![
+        bad(form("/caption", &many("image", 2)), "image", batch),
+        bad(form("/caption", &many("image", 17)), "image", batch),
+        bad(form("/caption", &many("images", 2)), "images", batch),
+        bad(json("/caption", r#"{"images": ["eA=="]}"#), "images", batch),
+        bad(form("/caption", &[image(), file("photo", &png(1))]), "photo", batch),
+        bad(
+            form("/caption/batch", &[file("photo", &png(1))]),
+            "photo",
+            "repeated, for several inputs",
+        ),
+        bad(
+            json("/caption/batch", r#"{"inputs": [], "images": []}"#),
+            "images",
+            "each input has one",
+        ),
+        bad(form("/similarity", &[image(), image(), text("text", "a")]), "image", "repeat images"),
+        bad(form("/similarity", &[file("photo", &png(1))]), "photo", "or images, repeated"),
+        bad(
+            form("/caption", &[text("image", "demo/scenes/two-cats.png")]),
+            "image",
+            "-F image=@FILE",
+        ),
     ])
     .await;
 }
@@ -263,6 +364,7 @@ async fn forms_and_queries_refuse_what_they_cannot_read() {
             "",
             "needs a field name",
         ),
+        bad(form("/caption", &[text(&"a".repeat(65), "1")]), "", "has 65 bytes; at most 64"),
         bad(typed("/caption", "multipart/form-data", "x"), "", "boundary"),
         media_type("application/x-www-form-urlencoded", "-H 'content-type: application/json'"),
         media_type("text/plain", "application/json, multipart/form-data"),

@@ -101,7 +101,7 @@ async fn a_wrong_line_is_answered_in_its_place_and_the_others_are_served() {
         "no json",
         "[1]",
         "{\"id\": \"a\"}",
-        "{\"id\": \"b\", \"task\": \"dance\"}",
+        "{\"task\": \"dance\", \"id\": \"b\"}",
         "{\"id\": {}, \"task\": \"caption\"}",
         "{\"id\": \"c\", \"task\": \"embeddings\", \"text\": \"a cat\", \"texts\": 5}",
         "{\"id\": \"d\", \"task\": \"caption\", \"image\": \"eA==\"}",
@@ -120,7 +120,7 @@ async fn a_wrong_line_is_answered_in_its_place_and_the_others_are_served() {
         ("3", 400, "invalid_request", None),
         ("4", 400, "invalid_request", None),
         ("\"a\"", 400, "invalid_request", Some("task")),
-        ("6", 400, "invalid_request", Some("task")),
+        ("\"b\"", 400, "invalid_request", Some("task")),
         ("7", 400, "invalid_request", Some("id")),
         ("\"c\"", 400, "invalid_request", Some("texts")),
         ("\"d\"", 415, "unsupported_image_format", Some("image")),
@@ -134,6 +134,50 @@ async fn a_wrong_line_is_answered_in_its_place_and_the_others_are_served() {
         let first = &answer["error"]["errors"][0]["field"];
         assert_eq!(first.as_str(), field, "{answer}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_with_a_wrong_field_of_its_own_keeps_its_id() {
+    let app = TestApp::start();
+    let body = [
+        "{\"id\": \"a\", \"task\": 5}",
+        "{\"deadline_ms\": -1, \"id\": 70, \"task\": \"caption\"}",
+        "{\"task\": \"embeddings\", \"text\": \"a cat\", \"deadline_ms\": \"soon\", \"id\": \"c\"}",
+        "{\"id\": 12345678901234567890123, \"task\": \"embeddings\", \"text\": \"a cat\"}",
+        "{\"id\": 18446744073709551615, \"task\": \"embeddings\", \"text\": \"a cat\", \"deadline_ms\": 1e4}",
+        "{\"id\": \"f\", \"task\": \"caption\", }",
+        "{\"id\": [1], \"task\": \"dance\"}",
+    ];
+    let (answers, summary) = bulk(&app, body.join("\n")).await;
+    assert_eq!(summary, json!({"done": 7, "failed": 6}));
+    let answers = by_name(answers);
+    assert_eq!(answers["18446744073709551615"]["status"], 200);
+    for (name, field, words) in [
+        ("\"a\"", "task", "integer `5`, expected caption, vqa, similarity, embeddings or classify"),
+        ("70", "deadline_ms", "integer `-1`, expected an integer from 0"),
+        ("\"c\"", "deadline_ms", "expected an integer from 0"),
+        ("4", "id", "too large to be returned exactly; send it as a string"),
+        ("6", "", "this line is not valid JSON"),
+        ("7", "id", "a string of at most 4096 bytes, or a number"),
+    ] {
+        let answer = answers.get(name).unwrap_or_else(|| panic!("{name}: {answers:?}"));
+        assert_eq!(answer["status"], 400, "{answer}");
+        let error = &answer["error"];
+        assert_eq!(error["errors"][0]["field"].as_str().unwrap_or_default(), field, "{answer}");
+        let detail = error["detail"].as_str().unwrap();
+        assert!(detail.contains(words), "{detail}");
+        assert!(!detail.contains(" line 1") && !detail.contains("u64"), "{detail}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_query_string_is_refused() {
+    let app = TestApp::start();
+    let request =
+        Request::post("/bulk?task=caption").header("content-type", "application/x-ndjson");
+    let answer = app.send(request.body(Body::from("{}\n")).unwrap()).await;
+    let problem = answer.refused(400, "invalid_request");
+    assert!(problem["detail"].as_str().unwrap().contains("query string"), "{problem}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

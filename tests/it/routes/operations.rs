@@ -134,6 +134,10 @@ async fn info_tells_models_limits_and_batching() {
     assert_eq!(info["limits"]["max_decoded_bytes"], 384 << 20);
     assert_eq!(info["limits"]["max_rows"], 256);
     assert_eq!(info["limits"]["deadline_ms"], 30_000);
+    assert_eq!(info["limits"]["max_embedding_values"], 2_000_000);
+    assert_eq!(info["bulk"]["max_line_bytes"], 14 << 20);
+    assert_eq!(info["bulk"]["max_held_bytes"], 64 << 20);
+    assert_eq!(info["bulk"]["deadline_ms"], 600_000);
     assert_eq!(info["batching"]["capacity_rows"], 512);
     assert_eq!(info["cpu_isa"], "test");
     assert_eq!(info["resize_order"], "pillow13");
@@ -189,6 +193,10 @@ async fn the_documentation_is_served_from_the_binary_and_can_be_switched_off() {
     );
     assert_eq!(app.get("/docs/swagger-ui-bundle.js").await.status, 200);
     app.get("/docs/nothing.js").await.refused(404, "route_not_found");
+    // Relative addresses work below the path of a proxy too.
+    let script = app.get("/docs/swagger-initializer.js").await;
+    assert!(script.text().contains("\"../openapi.json\""), "{}", script.text());
+    assert_eq!(app.get("/docs").await.header("location"), "docs/");
 
     let app = TestApp::with(|config| config.http.docs = false);
     for path in ["/docs", "/docs/", "/openapi.json", "/openapi.yaml"] {

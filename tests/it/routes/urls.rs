@@ -126,7 +126,7 @@ async fn what_breaks_a_rule_is_refused_in_the_rules_words_and_stays_with_its_inp
 async fn a_fetched_file_is_judged_like_any_other() {
     let cases = [
         (ok(b"<!doctype html><title>no picture</title>"), 415, "unsupported_image_format"),
-        (ok(b""), 415, "unsupported_image_format"),
+        (ok(b""), 422, "undecodable_image"),
         (ok(&png(1)[..40]), 422, "undecodable_image"),
     ];
     for (answer, status, code) in cases {

@@ -7,7 +7,6 @@ answers. `code_of` checks the form of their errors.
 
 import re
 
-from conflicts import generation_conflicts
 from images import image_value, is_image_value
 
 OPENAI, OLLAMA, HUGGING_FACE = "/v1/", "/api/", "/hf/"
@@ -361,10 +360,13 @@ def image_to_text(body):
     image, _ = image_and_question(body.get("inputs"))
     valid_image(image)
     parameters = body.get("parameters") or {}
-    fields = {name: value for name, value in (parameters.get("generation_parameters") or {}).items() if value is not None}
-    if parameters.get("max_new_tokens") is not None:
-        fields["max_new_tokens"] = parameters["max_new_tokens"]
-    need(not generation_conflicts(fields))
+    given = parameters.get("generation_parameters") or {}
+    integer(parameters.get("max_new_tokens"))
+    for name in ("max_new_tokens", "min_new_tokens", "num_beams", "top_k", "no_repeat_ngram_size"):
+        integer(given.get(name))
+    need(given.get("repetition_penalty") is None or given["repetition_penalty"] > 0)
+    is_cold = given.get("temperature") is not None and given["temperature"] <= 0
+    need(not (given.get("do_sample") is True and not is_cold and (given.get("num_beams") or 1) > 1))
 
 
 def visual_question_answering(body):

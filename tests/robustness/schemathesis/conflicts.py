@@ -4,6 +4,7 @@ the fields beside `inputs` are defaults of each input.
 """
 
 import base64
+import json
 import os
 import unicodedata
 
@@ -46,9 +47,6 @@ def beyond_a_schema(path, fields):
     """Conflicts of a single call that no schema can express, because they compare values."""
     sampling, beams = fields.get("do_sample") is True, fields.get("num_beams", 1)
     most = fields.get("max_new_tokens", min(20, MAX_NEW_TOKENS))
-    if path == "/classify":
-        # A pattern for "exactly one pair of braces" exists, but nobody could read it.
-        return fields.get("template", "{}").count("{}") != 1
     too_many = not sampling and fields.get("num_return_sequences", 1) > beams
     return fields.get("min_new_tokens", 0) > most or too_many or any(map(is_nothing, fields.get("bad_words", [])))
 
@@ -124,9 +122,28 @@ def inputs_of(path, case):
     return filled
 
 
+def is_json_list(text):
+    try:
+        return isinstance(text, str) and isinstance(json.loads(text), list)
+    except ValueError:
+        return False
+
+
+def holds_json_lists(case):
+    """Is an item of a list in a form or query string itself a list in JSON? There, lists are repeated fields."""
+    if is_raw(case):
+        fields = case.query
+    else:
+        fields = case.body if case.media_type == "multipart/form-data" else None
+    lists = [value for value in fields.values() if isinstance(value, list)] if isinstance(fields, dict) else []
+    return any(is_json_list(item) for items in lists for item in items)
+
+
 def contradicts_itself(case):
     """Whether a body that the schema accepts is refused with 400 all the same."""
     path = case.path
+    if holds_json_lists(case):
+        return True
     if not path.endswith("/batch"):
         if not isinstance(case.body, dict):
             return False
@@ -140,8 +157,6 @@ def contradicts_itself(case):
 def repair(path, body, rng):
     """Removes conflicts from a request. Randomly drawn fields nearly always conflict, so nothing behind the checks would be
     reached."""
-    if path == "/classify" and "template" in body:
-        body["template"] = f"{body['template'].replace('{}', '')}{{}}"
     if not path.endswith("/batch"):
         return
     path = path.removesuffix("/batch")

@@ -200,11 +200,13 @@ def accepted_by_schema(case, body):
 
 
 def empty_files(response):
-    """The names of the form's files without content, each as often as it was sent."""
+    """The names of the form's files without content and without a file name, which count as absent, each as often as it was
+    sent."""
     body = response.request.body or b""
     boundary = body.partition(b"\r\n")[0]
     parts = [part.partition(b"\r\n\r\n") for part in body.split(boundary) if boundary]
-    heads = [head for head, _, content in parts if b"filename" in head and content.strip(b"\r\n") == b""]
+    is_absent = lambda head, content: b"filename" in head and not re.search(rb'filename="[^"]', head) and content.strip(b"\r\n") == b""
+    heads = [head for head, _, content in parts if is_absent(head, content)]
     names = [re.search(rb'[ ;]name="([^"]*)"', head) for head in heads]
     return [name.group(1).decode() for name in names if name]
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use serde::de::{Deserializer, Error, Visitor};
+use serde::de::{Deserializer, Error, Unexpected, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::Number;
 
@@ -17,6 +17,7 @@ use crate::engine::Admission;
 use crate::http::blocking;
 use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, Code, Problem};
+use crate::http::extract::fields::Int;
 use crate::http::extract::line::{self as extract_line, OwnFields};
 use crate::http::extract::request::SingleRequest;
 use crate::http::inference::call::{ExtrasOf, SingleCall};
@@ -36,8 +37,7 @@ use crate::telemetry::trace::{OpenSpan, Value};
 const INLINE_BYTES: usize = 64 << 10;
 
 /// The endpoint that a line names.
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy)]
 enum TaskName {
     Caption,
     Vqa,
@@ -46,17 +46,62 @@ enum TaskName {
     Classify,
 }
 
+/// The names of the tasks, for messages.
+const TASKS: &str = "caption, vqa, similarity, embeddings or classify";
+
+/// Written by hand, because the code that serde derives reports a number as a syntax error.
+struct TaskNameVisitor;
+
+impl Visitor<'_> for TaskNameVisitor {
+    type Value = TaskName;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(TASKS)
+    }
+
+    fn visit_str<E: Error>(self, name: &str) -> Result<TaskName, E> {
+        Ok(match name {
+            "caption" => TaskName::Caption,
+            "vqa" => TaskName::Vqa,
+            "similarity" => TaskName::Similarity,
+            "embeddings" => TaskName::Embeddings,
+            "classify" => TaskName::Classify,
+            other => return Err(E::invalid_value(Unexpected::Str(other), &self)),
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for TaskName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(TaskNameVisitor)
+    }
+}
+
 /// The fields that every line has, whatever its task.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct LineFields {
     id: Option<LineId>,
     task: Option<TaskName>,
-    deadline_ms: Option<u64>,
+    deadline_ms: Option<Milliseconds>,
 }
+
+/// A time in milliseconds. More than the server's own deadline has no effect, so no number is too large.
+type Milliseconds = Int<0, { u64::MAX }>;
 
 impl OwnFields for LineFields {
     const NAMES: &'static [&'static str] = &["id", "task", "deadline_ms"];
+}
+
+/// The id of a line whose other fields cannot be read.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct IdField {
+    id: Option<LineId>,
+}
+
+impl OwnFields for IdField {
+    const NAMES: &'static [&'static str] = &["id"];
 }
 
 /// How an answer names its line: by the client's id, or by the number of the line if that has no id.
@@ -69,6 +114,9 @@ enum LineName {
 
 /// Maximum length of an id in bytes.
 const MAX_ID_BYTES: usize = 4096;
+
+/// 2^53, the number from which on neighbouring integers are the same `f64`.
+const ROUNDED: f64 = 9_007_199_254_740_992.0;
 
 /// The client's id of a line: a text or a number. Clones share the text.
 #[derive(Debug, Clone, Serialize)]
@@ -103,6 +151,11 @@ impl Visitor<'_> for LineIdVisitor {
     }
 
     fn visit_f64<E: Error>(self, number: f64) -> Result<LineId, E> {
+        // An integer beyond 64 bits arrives here too, already rounded.
+        if number.abs() >= ROUNDED {
+            let detail = "this number is too large to be returned exactly; send it as a string";
+            return Err(E::custom(detail));
+        }
         let number = Number::from_f64(number);
         number.map(LineId::Number).ok_or_else(|| E::custom("not a number"))
     }
@@ -190,15 +243,22 @@ impl Lines {
         let number = LineName::Line(line.number);
         let failed = |name: LineName, error: &ApiError| self.failed(name, error);
         let bytes = line.bytes.map_err(|error| failed(number.clone(), &error))?;
-        let fields = in_pool(&bytes, extract_line::own_fields::<LineFields>).await;
-        let fields = fields.map_err(|error| failed(number.clone(), &error))?;
+        let fields = match in_pool(&bytes, extract_line::own_fields::<LineFields>).await {
+            Ok(fields) => fields,
+            Err(error) => {
+                // The client finds the error by its id, whichever other field is wrong.
+                let id = in_pool(&bytes, extract_line::own_fields::<IdField>).await;
+                let id = id.ok().and_then(|fields| fields.id);
+                return Err(failed(id.map_or(number, LineName::Id), &error));
+            }
+        };
         let name = fields.id.map_or(number, LineName::Id);
         let Some(task) = fields.task else {
-            let detail = "is needed: caption, vqa, similarity, embeddings or classify";
+            let detail = format!("is needed: {TASKS}");
             let error = ApiError::field(Code::InvalidRequest, "task", detail);
             return Err(failed(name, &error));
         };
-        let wish = fields.deadline_ms.map_or(self.deadline, Duration::from_millis);
+        let wish = fields.deadline_ms.map_or(self.deadline, |wish| Duration::from_millis(wish.0));
         let deadline = platform::now() + wish.min(self.deadline);
         let part = admission.admit_part(deadline);
         let prepared = match task {

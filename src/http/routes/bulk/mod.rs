@@ -86,7 +86,7 @@ pub(crate) async fn run_bulk(
     http: HttpRequest,
 ) -> Result<Response, ApiError> {
     let (parts, body) = http.into_parts();
-    head::check_lines(&parts.headers)?;
+    head::check_lines(&parts)?;
     let settings = state.settings().bulk.clone();
     let deadline = head::deadline(&parts.headers, context.arrived, settings.deadline)?;
     let engine = state.services()?.engine.clone();

@@ -39,7 +39,7 @@ pub(crate) fn endpoint() -> InferenceEndpoint {
             required: &["image"],
             distinct_lists: &["candidates", "explain_layers"],
             conditions: vec![
-                generated_or_ranked(&["prompt", "verify", "explain"]),
+                generated_or_ranked(&["prompt"], &["verify", "explain"]),
                 streaming(),
                 explained(),
             ],

@@ -9,6 +9,11 @@ use serde::Deserialize;
 use serde::de::value::StrDeserializer;
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use utoipa::openapi::extensions::Extensions;
+use utoipa::openapi::schema::{ObjectBuilder, SchemaType};
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
+
 use super::model_name;
 use crate::engine::ReservationGuard;
 use crate::http::error::{ApiError, Code};
@@ -89,6 +94,37 @@ impl EmbeddingInputs {
     pub(super) fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
+}
+
+/// The schema of inputs that must not be empty: a text, an object, or a list of these.
+pub(super) struct SomeInputs;
+
+/// The schema of inputs that may be empty.
+pub(super) struct AnyInputs;
+
+impl PartialSchema for SomeInputs {
+    fn schema() -> RefOr<Schema> {
+        inputs_schema(1)
+    }
+}
+
+impl ToSchema for SomeInputs {}
+
+impl PartialSchema for AnyInputs {
+    fn schema() -> RefOr<Schema> {
+        inputs_schema(0)
+    }
+}
+
+impl ToSchema for AnyInputs {}
+
+/// Returns a schema without a type, whose bounds hold for texts and for lists.
+fn inputs_schema(min: usize) -> RefOr<Schema> {
+    let mut bounds = Extensions::default();
+    bounds.insert("minItems".to_owned(), min.into());
+    bounds.insert("maxItems".to_owned(), MAX_INPUTS.into());
+    let any = ObjectBuilder::new().schema_type(SchemaType::AnyValue);
+    any.min_length(Some(min)).extensions(Some(bounds)).into()
 }
 
 impl EmbeddingQuery {

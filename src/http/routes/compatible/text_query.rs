@@ -148,7 +148,10 @@ impl TextQuery {
             facts.prompt_tokens = prompt_tokens(&single.input);
             PreparedQuery::Vqa(single)
         } else {
-            facts.note = asked.map(|_| TEXT_NOT_USED);
+            // Ollama's `raw` makes the text the prompt.
+            let is_prompt =
+                |text: &String| prompt.as_ref().is_some_and(|prompt| *prompt.0 == **text);
+            facts.note = asked.filter(|text| !is_prompt(text)).map(|_| TEXT_NOT_USED);
             let tokens = Some(self.lists_tokens);
             let input =
                 CaptionInput { image: Some(image), prompt, tokens, ..CaptionInput::default() }

@@ -11,9 +11,12 @@ mod automatic_answer;
 use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::IntoResponse;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc2822;
 
 pub(crate) use self::automatic_answer::{SuppressedAnswer, WithoutAutomaticAnswers};
 use super::connection::HeadTooSlow;
@@ -21,8 +24,10 @@ use crate::http::error::{ApiError, Code, PROBLEM_JSON};
 use crate::http::middleware::access_log::{AccessLog, RefusedHead};
 use crate::http::middleware::headers::set_security_headers;
 use crate::http::middleware::request_id::{X_REQUEST_ID, new_id};
+use crate::http::middleware::server_timing::{SERVER_TIMING, total};
 use crate::http::settings::ConnectionSettings;
 use crate::http::state::metric_labels::malformed::{METHOD, ROUTE};
+use crate::platform;
 use crate::telemetry::metrics::Metrics;
 
 /// A head that is not a valid request, or that did not arrive in time.
@@ -34,6 +39,8 @@ pub(crate) struct MalformedHead {
     date: Option<String>,
     /// The parser's message, for the log.
     reason: String,
+    /// When the head was rejected.
+    rejected: Instant,
 }
 
 impl MalformedHead {
@@ -68,7 +75,7 @@ impl MalformedHead {
         // suppressed, but a response can be written.
         let can_answer = suppressed.is_some() || !error.is_parse() || error.is_parse_version_h2();
         let date = suppressed.and_then(|suppressed| suppressed.date);
-        Some(Self { refusal, can_answer, date, reason })
+        Some(Self { refusal, can_answer, date, reason, rejected: platform::now() })
     }
 
     /// True if a response can be written to the stream.
@@ -105,9 +112,11 @@ impl MalformedHead {
             X_REQUEST_ID,
             HeaderValue::from_str(id).expect("an id holds only letters, digits and ._:-"),
         );
-        if let Some(date) = self.date.as_ref().and_then(|date| date.parse().ok()) {
+        let date = self.date.clone().unwrap_or_else(|| http_date(OffsetDateTime::now_utc()));
+        if let Ok(date) = date.parse() {
             headers.insert(header::DATE, date);
         }
+        headers.insert(SERVER_TIMING, total(platform::elapsed(self.rejected)));
         set_security_headers(&mut headers);
         headers
             .extend(self.refusal.clone().close_connection().into_response().into_parts().0.headers);
@@ -122,6 +131,13 @@ impl MalformedHead {
         answer.extend_from_slice(&body);
         answer
     }
+}
+
+/// Formats a time as the `date` field has it (RFC 9110, section 5.6.7).
+fn http_date(now: OffsetDateTime) -> String {
+    // Formatting fails only for years before 1900 and above 9999. The time zone is the only difference to RFC 2822.
+    let date = now.format(&Rfc2822).unwrap_or_default();
+    date.replace("+0000", "GMT")
 }
 
 /// The first bytes of a TLS handshake record.
@@ -146,4 +162,17 @@ fn is_too_slow(error: &hyper::Error) -> bool {
         matches!(inner, Some(inner) if inner.is::<HeadTooSlow>())
     });
     of_stream || error.is_timeout()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_date_has_the_format_of_http() {
+        let time = OffsetDateTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+        assert_eq!(http_date(time), "Sun, 06 Nov 1994 08:49:37 GMT");
+    }
 }

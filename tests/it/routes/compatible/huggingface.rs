@@ -2,7 +2,7 @@
 
 use axum::body::Body;
 use axum::http::Request;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{error_of, json_of, own_answer, own_caption};
 use crate::support::app::json_request;
@@ -31,6 +31,55 @@ async fn an_image_comes_raw_or_in_json_and_goes_back_as_the_client_expects() {
     let own = app.json("/caption", &json!({"image": base64(&png(1)), "num_beams": 3})).await.ok();
     let beams = json_of(&app.json("/hf/image-to-text", &beams).await);
     assert_eq!(beams[0]["generated_text"], own["captions"][0]["text"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_are_clamped_and_a_temperature_samples() {
+    let app = TestApp::start();
+    let image = base64(&png(1));
+    let hf = async |parameters: Value| {
+        let request = json!({"inputs": image, "parameters": parameters});
+        json_of(&app.json("/hf/image-to-text", &request).await)[0]["generated_text"].clone()
+    };
+    let own = async |fields: Value| {
+        let mut request = json!({"image": image});
+        request.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        app.json("/caption", &request).await.ok()["captions"][0]["text"].clone()
+    };
+    for (parameters, same) in [
+        (json!({"max_new_tokens": 128}), json!({"max_new_tokens": 64})),
+        (json!({"max_new_tokens": -1}), json!({"max_new_tokens": 64})),
+        (json!({"max_new_tokens": 1_000_000.0}), json!({"max_new_tokens": 64})),
+        (json!({"generation_parameters": {"min_new_tokens": 500}}), json!({"min_new_tokens": 20})),
+        (json!({"generation_parameters": {"num_beams": 100}}), json!({"num_beams": 8})),
+        (json!({"generation_parameters": {"num_beams": 0, "temperature": 0}}), json!({})),
+        (
+            json!({"generation_parameters": {"top_k": 5, "top_p": 0.5, "length_penalty": 2}}),
+            json!({}),
+        ),
+        (json!({"generation_parameters": {"do_sample": false, "temperature": 0.7}}), json!({})),
+        (
+            json!({"generation_parameters": {"num_beams": 2, "temperature": 0.7, "length_penalty": 99}}),
+            json!({"num_beams": 2, "length_penalty": 10}),
+        ),
+        (
+            json!({"generation_parameters": {"repetition_penalty": 500, "no_repeat_ngram_size": 99}}),
+            json!({"repetition_penalty": 100, "no_repeat_ngram_size": 64}),
+        ),
+        // With one token to choose from, sampling is greedy.
+        (
+            json!({"generation_parameters": {"temperature": 0.7, "top_k": 1}}),
+            json!({"do_sample": true, "top_k": 1}),
+        ),
+    ] {
+        assert_eq!(hf(parameters.clone()).await, own(same).await, "{parameters}");
+    }
+    let sampled = json!({"inputs": image, "parameters": {"generation_parameters": {"do_sample": true, "num_beams": 2}}});
+    let error = error_of(&app.json("/hf/image-to-text", &sampled).await, 400);
+    assert!(error.as_str().unwrap().contains("sampling with beams is not supported"), "{error}");
+    let penalty = json!({"inputs": image, "parameters": {"generation_parameters": {"repetition_penalty": 0}}});
+    let error = error_of(&app.json("/hf/image-to-text", &penalty).await, 400);
+    assert!(error.as_str().unwrap().contains("repetition_penalty: must be above 0"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

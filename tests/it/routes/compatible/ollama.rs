@@ -66,6 +66,7 @@ async fn a_vqa_model_answers_and_raw_continues_a_text() {
     request["raw"] = json!(true);
     let answer = app.json("/api/generate", &request).await;
     assert!(json_of(&answer)["response"].as_str().unwrap().starts_with("a cat"));
+    assert_eq!(answer.header("x-blip-note"), "", "the text was used");
     request["options"] = json!({"num_predict": 2});
     let answer = json_of(&app.json("/api/generate", &request).await);
     assert_eq!((&answer["done_reason"], &answer["eval_count"]), (&json!("length"), &json!(2)));

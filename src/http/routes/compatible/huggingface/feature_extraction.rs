@@ -5,7 +5,7 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::super::embedding_query::{Embedded, EmbeddingInputs, EmbeddingQuery};
+use super::super::embedding_query::{Embedded, EmbeddingInputs, EmbeddingQuery, SomeInputs};
 use super::super::lenient;
 use super::inputs::model_of;
 use crate::http::context::RequestContext;
@@ -21,7 +21,7 @@ use crate::http::state::HttpState;
 pub(crate) struct HfFeaturesRequest {
     /// A text, an object `{"image": IMAGE_VALUE}`, or a list of up to 2,048 of these.
     #[serde(default)]
-    #[schema(value_type = Value)]
+    #[schema(value_type = SomeInputs, inline, required = true)]
     inputs: EmbeddingInputs,
     /// Divides each vector by its Euclidean norm; by default true for models with a projection.
     #[serde(default)]

@@ -7,14 +7,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::super::{lenient, model_name};
+use super::caption_parameters::HfCaptionParameters;
 use super::inputs::{ImageInputs, is_json, model_of};
 use crate::http::context::RequestContext;
 use crate::http::error::ApiError;
-use crate::http::extract::choices::EarlyStoppingField;
-use crate::http::extract::fields::{
-    Int, LengthPenalty, RepetitionPenalty, Temperature, Text, TopP,
-};
-use crate::http::extract::generation::GenerationFields;
+use crate::http::extract::fields::Text;
 use crate::http::extract::image_field::ImageField;
 use crate::http::inference::reply;
 use crate::http::inference::start::Start;
@@ -35,75 +32,6 @@ pub(crate) struct HfImageToTextRequest {
     /// Parameters of the generation.
     #[serde(default, deserialize_with = "lenient::object_or_null")]
     parameters: Option<HfCaptionParameters>,
-}
-
-/// Parameters of the generation.
-#[derive(Debug, Default, Deserialize, ToSchema)]
-pub(crate) struct HfCaptionParameters {
-    /// Maximum number of new tokens.
-    #[serde(default)]
-    #[schema(value_type = u64, minimum = 1, maximum = 65_536)]
-    max_new_tokens: Option<Int<1, 65_536>>,
-    /// Further parameters, as in transformers.
-    #[serde(default, alias = "generate_kwargs", deserialize_with = "lenient::object_or_null")]
-    generation_parameters: Option<HfGeneration>,
-}
-
-/// Parameters of `generate` in transformers. Others are ignored.
-#[derive(Debug, Default, Deserialize, ToSchema)]
-pub(crate) struct HfGeneration {
-    #[serde(default)]
-    #[schema(value_type = u64, minimum = 1, maximum = 65_536)]
-    max_new_tokens: Option<Int<1, 65_536>>,
-    #[serde(default)]
-    #[schema(value_type = u64, minimum = 0, maximum = 65_536)]
-    min_new_tokens: Option<Int<0, 65_536>>,
-    #[serde(default)]
-    #[schema(value_type = u64, minimum = 1, maximum = 8)]
-    num_beams: Option<Int<1, 8>>,
-    #[serde(default)]
-    do_sample: Option<bool>,
-    #[serde(default)]
-    #[schema(value_type = f64, exclusive_minimum = 0, maximum = 100)]
-    temperature: Option<Temperature>,
-    #[serde(default)]
-    #[schema(value_type = u64, minimum = 0, maximum = 100_000)]
-    top_k: Option<Int<0, 100_000>>,
-    #[serde(default)]
-    #[schema(value_type = f64, exclusive_minimum = 0, maximum = 1)]
-    top_p: Option<TopP>,
-    #[serde(default)]
-    #[schema(value_type = f64, exclusive_minimum = 0, maximum = 100)]
-    repetition_penalty: Option<RepetitionPenalty>,
-    #[serde(default)]
-    #[schema(value_type = u64, minimum = 0, maximum = 64)]
-    no_repeat_ngram_size: Option<Int<0, 64>>,
-    #[serde(default)]
-    #[schema(value_type = f64, minimum = -3, maximum = 10)]
-    length_penalty: Option<LengthPenalty>,
-    #[serde(default)]
-    #[schema(value_type = EarlyStoppingField)]
-    early_stopping: Option<EarlyStoppingField>,
-}
-
-impl HfCaptionParameters {
-    fn generation(self) -> GenerationFields {
-        let given = self.generation_parameters.unwrap_or_default();
-        GenerationFields {
-            max_new_tokens: self.max_new_tokens.or(given.max_new_tokens),
-            min_new_tokens: given.min_new_tokens,
-            num_beams: given.num_beams,
-            do_sample: given.do_sample,
-            temperature: given.temperature,
-            top_k: given.top_k,
-            top_p: given.top_p,
-            repetition_penalty: given.repetition_penalty,
-            no_repeat_ngram_size: given.no_repeat_ngram_size,
-            length_penalty: given.length_penalty,
-            early_stopping: given.early_stopping,
-            ..GenerationFields::default()
-        }
-    }
 }
 
 /// A caption.
@@ -143,8 +71,9 @@ pub(crate) async fn caption_hf_image(
     };
     let eligible = &[Eligible::Role(Role::Caption)];
     let model = model_name::pick(&start.services().models, eligible, name.as_deref())?;
-    let input = CaptionInput { image: Some(image), ..CaptionInput::default() }
-        .with_generation(parameters.unwrap_or_default().generation());
+    let generation = parameters.unwrap_or_default().generation(start.limits(), model)?;
+    let input =
+        CaptionInput { image: Some(image), ..CaptionInput::default() }.with_generation(generation);
     let model = Text(model.info.name.as_str().into());
     let rename = |error: ApiError| error.rename_field("image", "inputs");
     let single = start.single::<CaptionPlan>(body.admission, model, input).await.map_err(rename)?;

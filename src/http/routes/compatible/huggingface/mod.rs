@@ -1,6 +1,7 @@
 //! The routes of the task API of Hugging Face, below `/hf/`, for `InferenceClient(model=URL)` of `huggingface_hub` and
 //! `endpointUrl` of `@huggingface/inference`. The query parameter `model` picks a model.
 
+mod caption_parameters;
 pub(crate) mod feature_extraction;
 pub(crate) mod image_to_text;
 mod inputs;

@@ -12,6 +12,7 @@ use super::inputs::{ImageInputs, model_of};
 use crate::http::context::RequestContext;
 use crate::http::error::ApiError;
 use crate::http::extract::fields::{Text, present};
+use crate::http::extract::template::Template;
 use crate::http::inference::reply;
 use crate::http::inference::start::Start;
 use crate::http::openapi::PlainErrors;
@@ -45,8 +46,8 @@ pub(crate) struct HfZeroShotParameters {
     candidate_labels: Option<Vec<Text>>,
     /// Text that is compared with the image, in which the label replaces `{}`; default `This is a photo of {}.`
     #[serde(default, deserialize_with = "present")]
-    #[schema(value_type = String)]
-    hypothesis_template: Option<Text>,
+    #[schema(value_type = Template, inline, required = false)]
+    hypothesis_template: Option<Template>,
 }
 
 /// A label and its probability.
@@ -84,7 +85,7 @@ pub(crate) async fn classify_hf_image(
     let input = ClassifyInput {
         image: Some(inputs.image()?),
         labels: parameters.candidate_labels,
-        template: parameters.hypothesis_template.or_else(|| Some(Text(TEMPLATE.into()))),
+        template: parameters.hypothesis_template.or_else(|| Some(Template::constant(TEMPLATE))),
         ..ClassifyInput::default()
     };
     let rename = |error: ApiError| {

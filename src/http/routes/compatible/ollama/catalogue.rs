@@ -122,7 +122,7 @@ pub(crate) struct OllamaShow {
     path = "/api/version",
     operation_id = "show_ollama_version",
     tag = "ollama",
-    responses((status = 200, description = "The version.", body = OllamaVersion)),
+    responses((status = 200, description = "The version.", body = OllamaVersion), PlainErrors),
 )]
 pub(crate) async fn show_ollama_version() -> Result<Response, ApiError> {
     reply::json(&OllamaVersion { version: env!("CARGO_PKG_VERSION") }, None)

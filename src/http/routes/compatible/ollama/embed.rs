@@ -5,7 +5,7 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::super::embedding_query::{Embedded, EmbeddingInputs, EmbeddingQuery};
+use super::super::embedding_query::{AnyInputs, Embedded, EmbeddingInputs, EmbeddingQuery};
 use super::super::{lenient, model_name};
 use super::answer::nanoseconds;
 use crate::http::context::RequestContext;
@@ -24,7 +24,7 @@ pub(crate) struct OllamaEmbedRequest {
     model: String,
     /// A text, an object `{"image": IMAGE_VALUE}`, or a list of up to 2,048 of these.
     #[serde(default)]
-    #[schema(value_type = Value)]
+    #[schema(value_type = AnyInputs, inline)]
     input: EmbeddingInputs,
     /// Truncates long texts instead of rejecting them; true by default.
     #[serde(default)]

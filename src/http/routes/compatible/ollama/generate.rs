@@ -60,7 +60,7 @@ pub(crate) struct OllamaGenerateRequest {
     tag = "ollama",
     request_body(content = OllamaGenerateRequest, content_type = "application/json"),
     responses(
-        (status = 200, description = "The text. Unless `stream` is false: one JSON object per line (`application/x-ndjson`).", content(
+        (status = 200, description = "The text. Unless `stream` is false: one JSON object per line (`application/x-ndjson`).", headers(("x-blip-note" = String, description = "What of the request was not used; absent if all of it was.")), content(
             (OllamaAnswer = "application/json"),
             (String = "application/x-ndjson"),
         )),

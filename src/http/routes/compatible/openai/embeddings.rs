@@ -5,7 +5,7 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::super::embedding_query::{Embedded, EmbeddingInputs, EmbeddingQuery};
+use super::super::embedding_query::{Embedded, EmbeddingInputs, EmbeddingQuery, SomeInputs};
 use super::super::lenient;
 use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, Code};
@@ -23,7 +23,7 @@ pub(crate) struct OpenAiEmbeddingsRequest {
     #[serde(default)]
     model: Option<String>,
     /// A text, an image (a data URI, or an object `{"image": IMAGE_VALUE}`), or a list of up to 2,048 of these.
-    #[schema(value_type = Value)]
+    #[schema(value_type = SomeInputs, inline)]
     input: EmbeddingInputs,
     /// `float` (default), or `base64` of little-endian 32-bit floats.
     #[serde(default)]

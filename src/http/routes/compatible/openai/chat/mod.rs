@@ -39,7 +39,7 @@ use crate::http::state::HttpState;
     tag = "openai",
     request_body(content = ChatCompletionRequest, content_type = "application/json"),
     responses(
-        (status = 200, description = "The completion. With `stream`: chunks as server-sent events, then `[DONE]`.", content(
+        (status = 200, description = "The completion. With `stream`: chunks as server-sent events, then `[DONE]`.", headers(("x-blip-note" = String, description = "What of the request was not used; absent if all of it was.")), content(
             (ChatCompletion = "application/json"),
             (Value = "text/event-stream"),
         )),

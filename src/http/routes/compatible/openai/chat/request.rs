@@ -61,6 +61,7 @@ pub(crate) struct ChatCompletionRequest {
     stop: StopField,
     /// Number of texts, at most 8.
     #[serde(default, deserialize_with = "lenient::integer_or_null")]
+    #[schema(minimum = 1, maximum = 8)]
     n: Option<i64>,
     /// Adds the log-probabilities of the tokens to the answer; ignored in streams.
     #[serde(default)]

@@ -21,9 +21,10 @@ use super::{Progress, RunError, Summary};
 /// models answer the last before its deadline.
 const UNANSWERED: usize = 64;
 
-/// Number of requests in a row without any answer after which the run ends.
-const ATTEMPTS: u32 = 8;
-/// Bounds of the pause before the next attempt; it doubles.
+/// Number of requests in a row without any answer after which the run ends. Between them are pauses of 1, 2, 4, 8, 16 and
+/// 30 s: a minute, in which a server can restart and load its models.
+const ATTEMPTS: u32 = 7;
+/// Bounds of the pause before the next attempt; it doubles before each.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
 /// Time to the beginning of the answer. A server begins it at once.
@@ -225,7 +226,7 @@ impl<'a> Exchange<'a> {
             && self.summary.done == 0
             && is_of_all(&shared.lines, &item, error)
         {
-            return Err(RunError::Parameters(row::detail(error)));
+            return Err(RunError::Parameters(error.clone()));
         }
         self.write(outputs, &item, outcome)?;
         self.progress.advanced(&self.summary);
@@ -290,7 +291,7 @@ impl Shared {
                 match line.await.ok()? {
                     (Ok(line), _) => return Some(numbered(number, &line)),
                     (Err(reason), item) => {
-                        self.state().unanswered.remove(&number);
+                        self.state().take_back(number);
                         room.send(Finished::Failed(item, problem("unreadable", reason)));
                         continue;
                     }
@@ -333,6 +334,14 @@ impl State {
         self.lines += 1;
         self.unanswered.insert(self.lines, item);
         self.lines
+    }
+
+    /// Forgets the picture that was noted last, whose line is not sent. Its number is that of the next line, because answers
+    /// may name a line by its position in the request.
+    fn take_back(&mut self, number: u64) {
+        self.unanswered.remove(&number);
+        // Lines are made one after the other, so no later number is in use.
+        self.lines = number - 1;
     }
 
     /// Prepares the next request. Returns the number of pictures that are left, not counting those that the reader has;

@@ -1,6 +1,7 @@
 //! Resolves the compute settings for this machine: device, number format, instruction set and threads. `loading` and
 //! `bench` call it.
 
+use std::fmt::Display;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -116,10 +117,43 @@ impl Compute {
     pub(super) fn check_device(self) -> Result<(), LoadError> {
         let Device::Cuda(ordinal) = self.placement.device else { return Ok(()) };
         let checked = cuda::check_usable(ordinal).map(drop);
-        checked.map_err(|error| LoadError::Device {
+        checked.map_err(|error| self.gpu_error(&error))
+    }
+
+    /// Returns the error about a GPU that was chosen and cannot be used.
+    fn gpu_error(self, error: &dyn Display) -> LoadError {
+        LoadError::Device {
             device: self.placement.device.to_string(),
-            detail: error.to_string(),
+            detail: format!(
+                "{error}; or run on the CPU: set --device auto or cpu (compute.device)"
+            ),
+        }
+    }
+
+    /// Says what is wrong if more threads run the models than this process has CPUs.
+    pub(super) fn too_many_threads(threads: usize, usable: usize) -> Option<String> {
+        (threads > usable).then(|| {
+            format!(
+                "{} the models, but CPU quota and affinity allow {usable} CPUs: the threads will wait for each other",
+                Self::threads_run(threads)
+            )
         })
+    }
+
+    /// Returns "1 thread runs", "2 threads run".
+    pub(super) fn threads_run(threads: usize) -> String {
+        if threads == 1 { "1 thread runs".to_owned() } else { format!("{threads} threads run") }
+    }
+
+    /// Logs a warning if more threads run the models than this process has CPUs.
+    fn warn_of_threads(self) {
+        let usable = std::thread::available_parallelism().map_or(self.threads, NonZeroUsize::get);
+        if let Some(fault) = Self::too_many_threads(self.threads, usable) {
+            tracing::warn!(
+                cpu.threads = self.threads,
+                "{fault}; set compute.threads to 0 or to at most {usable}"
+            );
+        }
     }
 
     /// Returns the instruction set of the CPU kernels.
@@ -135,6 +169,7 @@ impl Compute {
         if let Device::Cuda(ordinal) = self.placement.device {
             return self.gpu_ops(ordinal, kv_bytes).map(ChosenOps::Gpu);
         }
+        self.warn_of_threads();
         let Some(format) = self.kernel_format() else {
             self.size_rayon();
             return self.placement.candle_ops().map(ChosenOps::Candle);
@@ -150,10 +185,10 @@ impl Compute {
             cpu.threads = self.threads,
             cpu.isa = self.level.name(),
             dtype = self.placement.dtype.name(),
-            "computing with {} instructions in {} on {} threads",
+            "computing with {} instructions in {} on {}",
             self.level,
             self.placement.dtype.name(),
-            self.threads
+            self.threads_text()
         );
         let ops = CpuOps::try_new(self.level, format, self.threads);
         let ops = ops.map_err(|error| LoadError::Device {
@@ -176,7 +211,7 @@ impl Compute {
         };
         let kernels = KernelSource { cuda: source::cuda_source(), ptx: source::PTX };
         let device =
-            CudaDevice::try_new(ordinal, &kernels).map_err(|error| refused(error.to_string()))?;
+            CudaDevice::try_new(ordinal, &kernels).map_err(|error| self.gpu_error(&error))?;
         if let KernelCode::Committed(CommittedBecause::Failed(messages)) = device.kernel_code() {
             tracing::warn!(
                 messages,
@@ -207,6 +242,10 @@ impl Compute {
         }
     }
 
+    fn threads_text(self) -> String {
+        if self.threads == 1 { "1 thread".to_owned() } else { format!("{} threads", self.threads) }
+    }
+
     /// Sizes the global rayon thread pool, on which candle computes, before anything uses it. By default, rayon starts
     /// one thread per core of the machine and ignores the CPU quota of the container.
     fn size_rayon(self) {
@@ -216,8 +255,8 @@ impl Compute {
         match pool.build_global() {
             Ok(()) => tracing::info!(
                 cpu.threads = self.threads,
-                "computing with candle on {} threads",
-                self.threads
+                "computing with candle on {}",
+                self.threads_text()
             ),
             // Only reached by a second server in the same process, as in tests.
             Err(error) => tracing::debug!(%error, "the rayon thread pool was already started"),

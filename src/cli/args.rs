@@ -2,6 +2,7 @@
 //! because `config` validates them together with those from files and the environment. `cli::run` parses with it;
 //! `manual` generates shell completions and manual pages from it.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -223,7 +224,7 @@ pub(super) enum Command {
     #[command(after_help = "Example:
   blip-server man /usr/local/share/man/man1")]
     Man {
-        /// Existing directory to write the pages to
+        /// Directory to write the pages to; it is created if it does not exist
         #[arg(value_name = "DIR")]
         directory: PathBuf,
     },
@@ -344,6 +345,16 @@ impl Arguments {
         }
         flags
     }
+}
+
+/// Parses a number of things of which there must be one at least.
+pub(super) fn at_least_one(text: &str) -> Result<NonZeroUsize, String> {
+    text.parse().map_err(|_| "a whole number, at least 1".to_owned())
+}
+
+/// Parses a number of things of which there may be none.
+pub(super) fn whole_number(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| "a whole number, not negative".to_owned())
 }
 
 /// Replaces the value of `to` if the flag was given.

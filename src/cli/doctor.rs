@@ -17,12 +17,21 @@ struct Report<'a> {
     findings: &'a [Finding],
 }
 
+/// `load` reads the settings. If they are wrong, that is the only finding, and the exit code is that of the error.
 pub(super) fn run(
     json: bool,
-    config: Config,
+    load: impl FnOnce() -> Result<Config, CommandError>,
     environment: &Environment,
 ) -> Result<(), CommandError> {
-    let config = serve::with_models(config)?;
+    let config = match load().and_then(serve::with_models) {
+        Ok(config) => config,
+        Err(error) => {
+            if json {
+                super::print(&to_json(&[of_settings(&error)])?)?;
+            }
+            return Err(error);
+        }
+    };
     // Kubernetes sets this variable in every pod.
     let is_kubernetes = environment.contains_key("KUBERNETES_SERVICE_HOST");
     let findings = super::runtime()?.block_on(doctor::examine(&config, is_kubernetes));
@@ -32,6 +41,16 @@ pub(super) fn run(
         0 => Ok(()),
         1 => Err(CommandError::Negative("1 problem found".to_owned())),
         problems => Err(CommandError::Negative(format!("{problems} problems found"))),
+    }
+}
+
+/// The finding that the settings cannot be used. Standard error has the same text.
+fn of_settings(error: &CommandError) -> Finding {
+    Finding {
+        check: "settings",
+        severity: Severity::Problem,
+        text: error.with_causes(),
+        advice: None,
     }
 }
 

@@ -17,12 +17,14 @@ pub(super) fn completions(shell: Shell) -> Result<(), CommandError> {
     super::print(&String::from_utf8_lossy(&script))
 }
 
-/// Writes `blip-server.1` and one page per command to `directory`, and prints the paths.
+/// Writes `blip-server.1` and one page per command to `directory`, which is created if it does not exist, and prints the
+/// paths.
 pub(super) fn write_pages(directory: &Path) -> Result<(), CommandError> {
     let failed = |error| {
         let directory = directory.display();
         CommandError::failed(format!("cannot write manual pages to {directory}"), error)
     };
+    std::fs::create_dir_all(directory).map_err(failed)?;
     clap_mangen::generate_to(Arguments::command(), directory).map_err(failed)?;
     let commands = Arguments::command();
     let mut names = vec![NAME.to_owned()];

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::args::{at_least_one, whole_number};
 use super::error::CommandError;
 use crate::app::{App, MockSettings};
 use crate::config::Config;
@@ -15,7 +16,7 @@ use crate::config::Config;
 #[command(next_help_heading = "Mock")]
 pub(super) struct MockArguments {
     /// Number of workers, each with models of its own, like those of several GPUs
-    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = at_least_one)]
     workers: NonZeroUsize,
     /// Additional microseconds per image that the vision tower encodes
     #[arg(long, value_name = "N", default_value = "2000")]
@@ -30,7 +31,7 @@ pub(super) struct MockArguments {
     #[arg(long, value_name = "PIXELS", default_value = "64", value_parser = clap::value_parser!(u32).range(1..=1024))]
     image_size: u32,
     /// Number of tokens in every generated text, within the limits of the request
-    #[arg(long, value_name = "N", default_value = "8")]
+    #[arg(long, value_name = "N", default_value = "8", value_parser = whole_number)]
     text_length: usize,
     /// Number of bytes to leak per encoded image, as a check of leak tests
     #[arg(long, value_name = "N", default_value = "0", hide = true)]

@@ -25,6 +25,7 @@ mod mcp;
 mod mock;
 mod openapi;
 mod print_config;
+mod printable;
 mod serve;
 mod signals;
 mod verify;
@@ -56,8 +57,12 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, environment: &Environm
             logging::flush();
             ExitCode::SUCCESS
         }
+        // Whoever has read enough of the output, such as `head`, needs no message.
+        Err(error @ CommandError::ReaderGone) => error.exit_code(),
         Err(error) => {
-            logging::write_error(&format!("blip-server: {}", error.with_causes()));
+            let text = error.with_causes();
+            let lines: Vec<_> = text.lines().map(printable::printable).collect();
+            logging::write_error(&format!("blip-server: {}", lines.join("\n")));
             error.exit_code()
         }
     }
@@ -107,7 +112,7 @@ fn execute(arguments: &Arguments, environment: &Environment) -> Result<(), Comma
         }
         Some(Command::Mcp { mcp, .. }) => mcp::run(mcp, load_with(quietly)?),
         Some(Command::Doctor { json, .. }) => {
-            doctor::run(*json, load_with(doctor::silently)?, environment)
+            doctor::run(*json, || load_with(doctor::silently), environment)
         }
         Some(Command::Config(_)) => print_config::run(&load()?),
         Some(Command::Completions { shell }) => manual::completions(*shell),
@@ -147,11 +152,14 @@ fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
         .map_err(|error| CommandError::failed("cannot start the async runtime", error))
 }
 
-/// Writes a command's result to standard output and flushes it.
+/// Writes a command's result to standard output and flushes it. That its reader has read enough, as `head` does, is no error:
+/// the exit code is then that of the rest of the command.
 fn print(text: &str) -> Result<(), CommandError> {
     let mut output = std::io::stdout().lock();
-    output
-        .write_all(text.as_bytes())
-        .and_then(|()| output.flush())
-        .map_err(|error| CommandError::failed("cannot write to standard output", error))
+    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => {
+            written.map_err(|error| CommandError::failed("cannot write to standard output", error))
+        }
+    }
 }

@@ -94,7 +94,11 @@ async fn verify(mut config: Config) -> Result<(), CommandError> {
     (config.http.auth, config.http.rate_limit) = (None, None);
     let (repository, file) = PICTURE;
     let repository = HubSource { id: repository.to_owned(), revision: None };
-    let picture = fetch_file(&repository, file, &config.hub, &DownloadProgress::detect()).await?;
+    let picture = fetch_file(&repository, file, &config.hub, &DownloadProgress::detect()).await;
+    let picture = picture.map_err(|error| {
+        let action = "verify needs the official checkpoints, from the hub or from its cache";
+        CommandError::failed(action, error)
+    })?;
     let failed = |error| CommandError::failed("cannot listen on loopback", error);
     let listener = TcpListener::bind("127.0.0.1:0").await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;

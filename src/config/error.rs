@@ -21,6 +21,16 @@ pub enum ConfigError {
         /// Description of the accepted values.
         accepted: String,
     },
+    /// A setting without a default has no value.
+    #[error("{setting} ({origin}) is missing; {advice}")]
+    Missing {
+        /// Name of the setting, such as `models.0.source`.
+        setting: String,
+        /// Origin of the table that lacks it.
+        origin: String,
+        /// What to write there.
+        advice: &'static str,
+    },
     /// The source of a model cannot be parsed, or its directory contains no checkpoint.
     #[error("{setting} ({origin})")]
     Model {

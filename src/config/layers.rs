@@ -265,8 +265,10 @@ impl Layers {
             return ConfigError::Unknown { setting: path, origin, accepted };
         }
         if let Kind::MissingField(field) = &error.kind {
-            let path = format!("{path}.{field}");
-            return self.invalid(&path, "a value (this setting has no default)");
+            // Only entries of the list of models have a field without a default.
+            let setting = format!("{path}.{field}");
+            let advice = "give a hub id (owner/name), a directory or demo";
+            return ConfigError::Missing { origin: self.origin(&setting), setting, advice };
         }
         if let Kind::InvalidType(_, accepted) | Kind::InvalidValue(_, accepted) = &error.kind {
             return self.invalid(&path, in_words(accepted));
@@ -327,7 +329,7 @@ fn read_as(text: &str, like: &Value) -> Result<Value, String> {
         }
         Value::Num(..) => match text.parse::<u64>() {
             Ok(number) if i64::try_from(number).is_ok() => Ok(Value::from(number)),
-            // A settings file cannot have a larger number, and `print-config` writes a settings file.
+            // A settings file cannot have a larger number, and `config` writes a settings file.
             Ok(_) => Err(format!("a whole number, at most {}", i64::MAX)),
             Err(_) => Err("a whole number, not negative".to_owned()),
         },

@@ -9,9 +9,10 @@ use crate::document::DocumentError;
 
 /// Advice if the hub cannot be reached.
 const REACH: &str = "check the network. Behind a proxy set HTTPS_PROXY, for a mirror set HF_ENDPOINT, and if the files are in the \
-                     cache already set HF_HUB_OFFLINE=1; or use a local directory as the model";
-/// Advice for working without the hub.
-const ELSEWHERE: &str = "use a local directory with the checkpoint's files as the model";
+                     cache already set HF_HUB_OFFLINE=1; a server can also load a local directory (--model DIR)";
+/// Advice for working without the hub. `download` and `verify` cannot, so it names what can.
+const ELSEWHERE: &str =
+    "a server can also load a local directory with the checkpoint's files (--model DIR)";
 
 /// Why a source is not valid, why a checkpoint is not complete, or why a download failed.
 #[derive(Debug, thiserror::Error)]
@@ -115,7 +116,7 @@ pub enum HubError {
         source: reqwest::Error,
     },
     /// The hub answered with a status that is neither success nor covered by the variants above.
-    #[error("{url} answered {status}; try again later, or {ELSEWHERE}")]
+    #[error("{url} answered {status}; try again later; {ELSEWHERE}")]
     UnexpectedStatus {
         /// The URL that was requested, without its query.
         url: String,
@@ -125,7 +126,7 @@ pub enum HubError {
     /// A response that the hub's protocol does not allow.
     #[error(
         "unexpected response from {url}: {reason}; check that HF_ENDPOINT is the Hugging Face hub or a mirror of it, and that no \
-         proxy answers in its place. Otherwise {ELSEWHERE}"
+         proxy answers in its place; {ELSEWHERE}"
     )]
     UnexpectedResponse {
         /// The URL or file that was requested.
@@ -161,7 +162,7 @@ pub enum HubError {
     },
     /// The HTTP client could not be created.
     #[error(
-        "cannot create the HTTP client; install root certificates (the package ca-certificates), or {ELSEWHERE}"
+        "cannot create the HTTP client; install root certificates (the package ca-certificates); {ELSEWHERE}"
     )]
     Client(#[source] reqwest::Error),
     /// An operation on a file or directory failed.

@@ -48,7 +48,10 @@ pub enum LoadError {
         detail: String,
     },
     /// None of the files contains a tensor that the model needs.
-    #[error("tensor {name} {expected:?} is missing from {files}")]
+    #[error(
+        "tensor {name} {expected:?} is missing from {files}; the weights are incomplete, or of another class or size than \
+         config.json says: copy both from the same checkpoint"
+    )]
     MissingTensor {
         /// Name of the tensor in transformers' state dict.
         name: String,

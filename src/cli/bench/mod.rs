@@ -55,7 +55,8 @@ fn configs(
     for dtype in or_flag(&arguments.dtypes, &flags.dtype) {
         for cpu_isa in or_flag(&arguments.levels, &flags.cpu_isa) {
             let flags = Flags { dtype: dtype.clone(), cpu_isa, ..flags.clone() };
-            let mut config = config::load(&flags, environment)?;
+            let loaded = config::load(&flags, environment);
+            let mut config = loaded.map_err(|error| named_as_given(error, arguments))?;
             if config.models.is_empty() {
                 config.models = ModelSource::demo();
             }
@@ -67,6 +68,18 @@ fn configs(
         }
     }
     Ok(configs)
+}
+
+/// Names the flag that was given as the origin of a wrong value: `--dtypes` and `--levels` stand for several values of
+/// `--dtype` and `--cpu-isa`.
+fn named_as_given(error: ConfigError, arguments: &BenchArguments) -> ConfigError {
+    let ConfigError::Invalid { setting, value, origin, accepted } = error else { return error };
+    let origin = match setting.as_str() {
+        "compute.dtype" if !arguments.dtypes.is_empty() => "from --dtypes".to_owned(),
+        "compute.cpu_isa" if !arguments.levels.is_empty() => "from --levels".to_owned(),
+        _ => origin,
+    };
+    ConfigError::Invalid { setting, value, origin, accepted }
 }
 
 /// Raises the default log level to `warn`, because `info` lines would break the progress bar and repeat the table.

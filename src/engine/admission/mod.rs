@@ -62,9 +62,6 @@ const SLIPPAGE_WEIGHTS: (f64, f64) = (0.02, 0.001);
 /// Bounds of `Retry-After` in seconds: at least one, and short enough that clients soon find a recovered server.
 const RETRY_AFTER_SECONDS: (f64, f64) = (1.0, 30.0);
 
-/// Largest number of calls that count as queued because their rows are not known yet.
-const MOST_COUNTED_CALLS: usize = 16;
-
 /// The admission controller of one worker. It records how much capacity each call uses. Shared by all handles, all
 /// reservations and the worker.
 pub(crate) struct AdmissionController {
@@ -163,6 +160,36 @@ impl AdmissionController {
         !state.closed && self.check_call(&state, call, bytes, left).is_ok()
     }
 
+    /// True if an admitted call that has no rows yet could reserve `rows` and `images` here, and `bytes` more bytes.
+    pub(crate) fn would_reserve(
+        &self,
+        call: CallId,
+        (rows, images): (usize, usize),
+        bytes: u64,
+        left: Duration,
+    ) -> bool {
+        let state = self.state();
+        let more = Usage { rows, images, bytes, ..Usage::default() };
+        self.check_wait(&state, call, (rows, images), left).is_ok()
+            && self.check_capacity(&state, call.client, more).is_ok()
+    }
+
+    /// Admits a call that another worker has admitted, even during a drain, and reserves its `bytes`. `None` if there is no
+    /// room for them.
+    fn take_over(
+        self: &Arc<Self>,
+        call: CallId,
+        bytes: u64,
+        whole: Option<CallReservation>,
+    ) -> Option<CallReservation> {
+        let mut state = self.state();
+        let more = Usage { bytes, ..Usage::default() };
+        self.check_capacity(&state, call.client, more).ok()?;
+        let reservation = self.begin_call(&mut state, call, whole);
+        self.add(&mut state, call, more);
+        Some(reservation)
+    }
+
     /// Rejects a call of which nothing is known but its bytes. Its rows are not known yet, but it needs at least one.
     fn check_call(
         &self,
@@ -243,7 +270,8 @@ impl AdmissionController {
 
     /// Returns the length of the queue that a new call would join: the rows ahead of it, and the calls that have no rows
     /// yet because they are still being read. Interactive calls run before bulk work, so for them only interactive calls
-    /// count. Few calls count, so that a client cannot make a queue look long with calls that it never sends.
+    /// count. This spreads the bodies that are being read. Calls that are never sent do not keep others away from a worker,
+    /// because the worker is chosen again when the rows of a call are known.
     pub(crate) fn queue_length(&self, is_bulk: bool) -> usize {
         let state = self.state();
         let (rows, calls) = if is_bulk {
@@ -251,7 +279,13 @@ impl AdmissionController {
         } else {
             (state.usage.rows - state.bulk.rows, state.calls)
         };
-        rows + calls.min(MOST_COUNTED_CALLS)
+        rows + calls
+    }
+
+    /// Returns the number of interactive rows in use.
+    pub(crate) fn interactive_rows(&self) -> usize {
+        let state = self.state();
+        state.usage.rows - state.bulk.rows
     }
 
     /// True if no admitted call is in progress.

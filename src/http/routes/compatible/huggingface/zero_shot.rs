@@ -12,7 +12,6 @@ use super::inputs::{ImageInputs, model_of};
 use crate::http::context::RequestContext;
 use crate::http::error::ApiError;
 use crate::http::extract::fields::{Text, present};
-use crate::http::inference::reply;
 use crate::http::inference::start::Start;
 use crate::http::openapi::PlainErrors;
 use crate::http::routes::classify::{ClassifyInput, ClassifyPlan};
@@ -98,5 +97,5 @@ pub(crate) async fn classify_hf_image(
     let answer = single.call.run(single.input).await.map_err(rename)?;
     let labels = answer.into_labels().into_iter();
     let labels = labels.map(|(label, score)| HfLabel { score, label });
-    reply::json(&labels.collect::<Vec<_>>(), None)
+    single.call.respond(labels.collect::<Vec<_>>()).await
 }

@@ -15,6 +15,7 @@
 
 mod bulk;
 mod estimate;
+mod moving;
 mod refusal;
 mod reservation;
 #[cfg(test)]
@@ -160,36 +161,6 @@ impl AdmissionController {
         !state.closed && self.check_call(&state, call, bytes, left).is_ok()
     }
 
-    /// True if an admitted call that has no rows yet could reserve `rows` and `images` here, and `bytes` more bytes.
-    pub(crate) fn would_reserve(
-        &self,
-        call: CallId,
-        (rows, images): (usize, usize),
-        bytes: u64,
-        left: Duration,
-    ) -> bool {
-        let state = self.state();
-        let more = Usage { rows, images, bytes, ..Usage::default() };
-        self.check_wait(&state, call, (rows, images), left).is_ok()
-            && self.check_capacity(&state, call.client, more).is_ok()
-    }
-
-    /// Admits a call that another worker has admitted, even during a drain, and reserves its `bytes`. `None` if there is no
-    /// room for them.
-    fn take_over(
-        self: &Arc<Self>,
-        call: CallId,
-        bytes: u64,
-        whole: Option<CallReservation>,
-    ) -> Option<CallReservation> {
-        let mut state = self.state();
-        let more = Usage { bytes, ..Usage::default() };
-        self.check_capacity(&state, call.client, more).ok()?;
-        let reservation = self.begin_call(&mut state, call, whole);
-        self.add(&mut state, call, more);
-        Some(reservation)
-    }
-
     /// Rejects a call of which nothing is known but its bytes. Its rows are not known yet, but it needs at least one.
     fn check_call(
         &self,
@@ -280,12 +251,6 @@ impl AdmissionController {
             (state.usage.rows - state.bulk.rows, state.calls)
         };
         rows + calls
-    }
-
-    /// Returns the number of interactive rows in use.
-    pub(crate) fn interactive_rows(&self) -> usize {
-        let state = self.state();
-        state.usage.rows - state.bulk.rows
     }
 
     /// True if no admitted call is in progress.

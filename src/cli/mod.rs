@@ -41,6 +41,10 @@ use crate::telemetry::logging::{self, LoggingSettings};
 use args::{Arguments, Command};
 use error::CommandError;
 
+/// Maximum number of threads for blocking work. Jobs of calls take at most 16 of them (`http/blocking`), look-ups of host
+/// names one for each image that is fetched (32 by default), loading and reloading files a few. Further work waits.
+const MAX_BLOCKING_THREADS: usize = 128;
+
 /// Runs the command given by `arguments` (program name first) with this environment.
 pub fn run(arguments: impl IntoIterator<Item = OsString>, environment: &Environment) -> ExitCode {
     let arguments = match Arguments::try_parse_from(arguments) {
@@ -148,6 +152,7 @@ fn end_if_this_thread_panics() {
 fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .max_blocking_threads(MAX_BLOCKING_THREADS)
         .build()
         .map_err(|error| CommandError::failed("cannot start the async runtime", error))
 }

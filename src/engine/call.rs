@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,8 @@ pub struct Admission {
     pub(super) reservation: CallReservation,
     pub(super) admitted: Instant,
     pub(super) deadline: Instant,
+    /// True once the worker has been chosen for good.
+    pub(super) is_placed: bool,
 }
 
 /// A guard that keeps a call's reservation alive; see [`Admission::hold`].
@@ -69,6 +72,9 @@ impl Admission {
     /// the second step of admission control. `rows` is the total over the call's tasks (`TaskShape::rows`), `images`
     /// the number of distinct images.
     ///
+    /// Calls are admitted in the order of their heads, and their bodies may take long to arrive. So at the first
+    /// reservation, the call moves to another worker if the queue of that one is shorter now.
+    ///
     /// # Errors
     /// `Overloaded`, `TooManyRows`, `TooLargeForDeadline`, `DeadlineExceeded`, `ShuttingDown`. `ShuttingDown`
     /// occurs only after an abort, because a drain lets admitted calls finish.
@@ -78,7 +84,24 @@ impl Admission {
             return Err(EngineError::ShuttingDown);
         }
         let left = self.deadline.saturating_duration_since(shared.clock.now());
+        if !std::mem::replace(&mut self.is_placed, true) {
+            self.choose_worker_again((rows, images), left);
+        }
         self.reservation.reserve(rows, images, left)
+    }
+
+    fn choose_worker_again(&mut self, work: (usize, usize), left: Duration) {
+        let (call, bytes) = (self.call(), self.reservation.bytes());
+        let current = &self.worker.shared.admission;
+        let accepts = |worker: &Shared| {
+            let bytes = if Arc::ptr_eq(&worker.admission, current) { 0 } else { bytes };
+            worker.admission.would_reserve(call, work, bytes, left)
+        };
+        if let Some(worker) = self.engine.shorter_queue(&self.worker, accepts)
+            && self.reservation.move_to(&worker.shared.admission)
+        {
+            self.worker = worker.clone();
+        }
     }
 
     /// Reserves `bytes` more bytes: for parts of the body as they arrive, and for the data decoded from it.
@@ -87,6 +110,15 @@ impl Admission {
     /// `Overloaded`.
     pub fn reserve_bytes(&mut self, bytes: u64) -> Result<(), EngineError> {
         self.reservation.reserve_bytes(bytes)
+    }
+
+    /// Makes the call, with the call of which it is a part, hold at least `bytes` bytes, and returns a guard that keeps them until it is dropped.
+    ///
+    /// # Errors
+    /// `Overloaded`.
+    pub fn hold_bytes(&self, bytes: u64) -> Result<ReservationGuard, EngineError> {
+        self.reservation.raise_bytes(bytes)?;
+        Ok(self.hold())
     }
 
     /// True if the call is bulk work.

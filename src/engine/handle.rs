@@ -2,8 +2,9 @@
 //! admitted can do.
 //!
 //! An engine has one worker for each device (data parallelism), and each worker has its own queue, admission control and
-//! caches. A call is admitted to the worker with the shortest queue, and stays there. Only the lines of a bulk request are
-//! calls of their own, so one bulk request can occupy all workers.
+//! caches. A call is admitted to the worker with the shortest queue. When its body has been read, it moves to another one if
+//! the queue of that one is shorter now ([`Admission::reserve`]), and stays there. Only the lines of a bulk request are calls
+//! of their own, so one bulk request can occupy all workers.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -146,7 +147,7 @@ impl EngineHandle {
         deadline: Instant,
     ) -> Admission {
         let (engine, worker) = (self.clone(), worker.clone());
-        Admission { engine, worker, reservation, admitted, deadline }
+        Admission { engine, worker, reservation, admitted, deadline, is_placed: false }
     }
 
     /// Returns the worker with the shortest queue, among those that take tasks. Prefers workers that accept the call and,
@@ -166,6 +167,27 @@ impl EngineHandle {
             let backs_off = worker.failure_backoff.is_active(worker.clock.now());
             (!accepts(worker), backs_off, worker.admission.queue_length(is_bulk))
         })
+    }
+
+    /// Returns the worker with the fewest interactive rows, with the same preferences as
+    /// [`shortest_queue`](Self::shortest_queue); `None` if no worker is better than `current`.
+    pub(super) fn shorter_queue(
+        &self,
+        current: &WorkerHandle,
+        accepts: impl Fn(&Shared) -> bool,
+    ) -> Option<&WorkerHandle> {
+        if self.workers.len() == 1 {
+            return None;
+        }
+        let rank = |worker: &WorkerHandle| {
+            let worker = &*worker.shared;
+            let backs_off = worker.failure_backoff.is_active(worker.clock.now());
+            let is_closed = !worker.lifecycle.takes_tasks();
+            (is_closed, !accepts(worker), backs_off, worker.admission.interactive_rows())
+        };
+        let ranked = self.workers.iter().map(|worker| (rank(worker), worker));
+        let (best, worker) = ranked.min_by_key(|&(rank, _)| rank)?;
+        (best < rank(current)).then_some(worker)
     }
 
     /// Starts draining: new calls are rejected, admitted calls continue.
@@ -227,7 +249,9 @@ impl EngineHandle {
         let admissions = || self.workers.iter().map(|worker| &worker.shared.admission);
         // While the last worker's calls end, a bulk request may still submit a line to the first. It ends after its
         // lines. So once no worker has a call, no further call can begin.
-        while !admissions().all(|admission| admission.is_empty()) {
+        // A call may move to another worker once, from one that is checked later to one that has been checked. So all are
+        // checked twice.
+        while !(0..2).all(|_| admissions().all(|admission| admission.is_empty())) {
             for admission in admissions() {
                 admission.emptied().await;
             }

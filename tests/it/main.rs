@@ -26,6 +26,7 @@ mod second_attack;
 mod service_manager;
 mod support;
 mod tensorflow;
+mod third_attack;
 mod torch;
 mod tracing;
 mod workflows;

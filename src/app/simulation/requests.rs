@@ -22,7 +22,7 @@ pub(super) fn head(path: &str, content_type: &str, length: usize) -> String {
 
 /// Returns a GET.
 pub(super) fn get(path: &str) -> Vec<u8> {
-    format!("GET {path} HTTP/1.1\r\nhost: blip.test\r\n\r\n").into_bytes()
+    format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").into_bytes()
 }
 
 /// Returns a POST of a picture file, with this query string.

@@ -15,6 +15,7 @@
 
 mod bulk;
 mod estimate;
+mod moving;
 mod rejection;
 mod reservation;
 #[cfg(test)]
@@ -61,9 +62,6 @@ const SAFETY_FACTOR_WEIGHTS: (f64, f64) = (0.02, 0.001);
 
 /// Bounds of `Retry-After` in seconds: at least one, and short enough that clients soon find a recovered server.
 const RETRY_AFTER_SECONDS: (f64, f64) = (1.0, 30.0);
-
-/// Largest number of calls that count in the length of a queue, in addition to their rows.
-const MOST_COUNTED_CALLS: usize = 16;
 
 /// The admission controller of one worker. It records how much capacity each call uses. Shared by all handles, all
 /// reservations and the worker.
@@ -238,10 +236,10 @@ impl AdmissionController {
         self.state().usage.rows
     }
 
-    /// Returns the length of the queue that a new call would join: the reserved rows plus the calls in progress, of which
-    /// at most [`MOST_COUNTED_CALLS`] count. The calls count because those that are still being read have no rows yet. Few
-    /// count, so that a client cannot make a queue look long with calls whose bodies it never sends. Interactive calls run
-    /// before bulk work, so for them only interactive calls count.
+    /// Returns the length of the queue that a new call would join: the reserved rows plus the calls in progress. The calls
+    /// count because those that are still being read have no rows yet; this spreads the bodies that are being read. Calls
+    /// that are never sent keep nobody away from a worker, because the worker is chosen again when the rows of a call are
+    /// known. Interactive calls run before bulk work, so for them only interactive calls count.
     pub(crate) fn queue_length(&self, is_bulk: bool) -> usize {
         let state = self.state();
         let (rows, calls) = if is_bulk {
@@ -249,7 +247,7 @@ impl AdmissionController {
         } else {
             (state.usage.rows - state.bulk.rows, state.calls)
         };
-        rows + calls.min(MOST_COUNTED_CALLS)
+        rows + calls
     }
 
     /// True if no admitted call is in progress.

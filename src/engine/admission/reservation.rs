@@ -20,7 +20,7 @@ struct Inner {
     call: CallId,
     held: Mutex<Held>,
     /// The call of which this one is a part. It stays in progress as long as its parts.
-    _whole: Option<CallReservation>,
+    whole: Option<CallReservation>,
 }
 
 #[derive(Debug, Default)]
@@ -52,7 +52,7 @@ impl CallReservation {
         whole: Option<Self>,
     ) -> Self {
         let held = Mutex::new(Held::default());
-        Self(Arc::new(Inner { admission, call, held, _whole: whole }))
+        Self(Arc::new(Inner { admission, call, held, whole }))
     }
 
     pub(crate) fn call(&self) -> CallId {
@@ -106,6 +106,31 @@ impl CallReservation {
         held.reserved = held.reserved.plus(Usage { bytes: 0, ..more });
         held.rest = held.rest.plus(more);
         Ok(())
+    }
+
+    /// Returns the number of bytes that the call has reserved.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.held().rest.bytes
+    }
+
+    /// Reserves more bytes, so that the call, with the call of which it is a part, holds at least `bytes`.
+    pub(crate) fn raise_bytes(&self, bytes: u64) -> Result<(), EngineError> {
+        let of_whole = self.0.whole.as_ref().map_or(0, Self::bytes);
+        self.reserve_bytes(bytes.saturating_sub(self.bytes() + of_whole))
+    }
+
+    /// Moves the call and its bytes to the controller of another worker. Changes nothing if that one has no room, or if
+    /// something else holds a part of the reservation. The call must not have rows yet.
+    pub(crate) fn move_to(&mut self, other: &Arc<AdmissionController>) -> bool {
+        let Some(inner) = Arc::get_mut(&mut self.0) else { return false };
+        let bytes = inner.held.get_mut().unwrap_or_else(PoisonError::into_inner).rest.bytes;
+        let Some(moved) = other.take_over(inner.call, bytes, inner.whole.clone()) else {
+            return false;
+        };
+        moved.held().rest.bytes = bytes;
+        // Drops the old reservation, which releases its bytes.
+        *self = moved;
+        true
     }
 
     /// Moves `rows` rows and up to `images` images from the call's reservation to the reservation of a new task.

@@ -169,8 +169,7 @@ fn calls_that_are_never_sent_and_bulk_work_do_not_make_a_queue_look_long() {
     }
     assert_eq!(pair.encoded()[0].len(), 6, "equal queues: the first worker");
     drop((part, idle));
-    // Calls that are being read count only up to a bound: sixteen of the fifty at the second worker, so of further calls
-    // about sixteen more go to the first.
+    // Fifty calls that are never sent are at the second worker. They do not keep calls away from it.
     let silent: Vec<_> = (0..100).map(|_| pair.admit().unwrap()).collect();
     let silent: Vec<_> = silent.into_iter().skip(1).step_by(2).collect();
     let mut held = Vec::new();
@@ -184,8 +183,83 @@ fn calls_that_are_never_sent_and_bulk_work_do_not_make_a_queue_look_long() {
     }
     let [first, second] =
         pair.encoded().map(|marks| marks.into_iter().filter(|&m| m >= 100).count());
-    assert!((20..=32).contains(&first) && first + second == 40, "{first}, {second}");
+    assert_eq!((first, second), (20, 20));
     drop(silent);
+    pair.end();
+}
+
+/// The worker is chosen when the head of a request has arrived. Many bodies may arrive much later, and together.
+#[test]
+fn calls_whose_bodies_arrive_late_are_spread_over_the_workers() {
+    let pair = Pair::start();
+    let mut calls: Vec<_> = (0..40).map(|_| pair.admit().unwrap()).collect();
+    for call in &mut calls {
+        call.reserve_bytes(10).unwrap();
+    }
+    // Only the calls of one worker are sent. The others stay open.
+    let mut sent: Vec<_> = calls.iter_mut().step_by(2).collect();
+    pair.controls.iter().for_each(FakeControl::hold);
+    let replies: Vec<_> = sent
+        .iter_mut()
+        .zip(1..)
+        .map(|(call, mark)| {
+            call.reserve(1, 1).unwrap();
+            call.reserve_bytes(1).unwrap();
+            call.submit(CAPTION, caption(mark))
+        })
+        .collect();
+    assert_eq!(pair.metrics.queue_bytes.get(), 420, "the bytes of a call move with it");
+    pair.controls.iter().for_each(FakeControl::release);
+    for reply in replies {
+        assert!(wait(reply).is_ok());
+    }
+    assert_eq!(pair.encoded().map(|marks| marks.len()), [10, 10]);
+    drop(calls);
+    assert_eq!(pair.metrics.queue_bytes.get(), 0);
+    pair.end();
+}
+
+#[test]
+fn a_call_whose_bytes_are_held_elsewhere_or_have_no_room_stays_at_its_worker() {
+    let pair = Pair::start();
+    let capacity = EngineSettings::default().capacity_bytes;
+    // In turn at the first and at the second worker.
+    let [mut first, mut second, mut third, other, mut fifth] =
+        [(); 5].map(|()| pair.admit().unwrap());
+    first.reserve(5, 1).unwrap();
+    third.reserve_bytes(10).unwrap();
+    let guard = third.hold();
+    third.reserve(1, 1).unwrap();
+    assert!(wait(third.submit(CAPTION, caption(1))).is_ok());
+    assert_eq!(pair.encoded(), [vec![1], vec![]], "a guard holds its bytes at the first worker");
+    second.reserve_bytes(capacity).unwrap();
+    fifth.reserve_bytes(10).unwrap();
+    fifth.reserve(1, 1).unwrap();
+    assert!(wait(fifth.submit(CAPTION, caption(2))).is_ok());
+    assert_eq!(pair.encoded(), [vec![1, 2], vec![]], "the second worker has no bytes left");
+    drop((first, second, third, other, fifth, guard));
+    pair.end();
+}
+
+#[test]
+fn a_drain_waits_for_a_call_that_has_moved_to_another_worker() {
+    let pair = Pair::start();
+    let (mut first, mut second, mut third) =
+        (pair.admit().unwrap(), pair.admit().unwrap(), pair.admit().unwrap());
+    first.reserve(5, 1).unwrap();
+    pair.handle.drain();
+    third.reserve(1, 1).unwrap();
+    {
+        let handle = pair.handle.clone();
+        let mut drained = pin!(handle.drained());
+        drop(first);
+        assert!(poll(drained.as_mut()).is_pending());
+        second.reserve(1, 1).unwrap();
+        drop(second);
+        assert!(poll(drained.as_mut()).is_pending());
+        drop(third);
+        assert!(poll(drained.as_mut()).is_ready());
+    }
     pair.end();
 }
 

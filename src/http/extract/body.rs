@@ -73,6 +73,11 @@ impl<'a> BodyReader<'a> {
         }
     }
 
+    /// Returns the call's reservation.
+    pub(super) fn admission(&self) -> &Admission {
+        &self.admission
+    }
+
     /// Returns the call's reservation, which now includes the bytes that were read.
     pub(crate) fn into_admission(self) -> Admission {
         self.admission

@@ -8,7 +8,8 @@ use super::image_field::OUT_OF_MEMORY;
 use super::line::WithoutFields;
 use super::request::Request;
 use super::unknown;
-use crate::http::blocking;
+use crate::engine::Admission;
+use crate::http::blocking::Jobs;
 use crate::http::error::{ApiError, Code};
 use crate::input::{self, InputError};
 
@@ -28,8 +29,7 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// than 0.3 ms; parsing a larger body on that thread would delay other connections.
 const INLINE_BYTES: usize = 64 << 10;
 
-/// Parses a JSON body. A large body is parsed in the blocking thread pool of tokio, away from the threads that serve
-/// connections. `only_ascii` is true if the declared charset is neither ASCII nor UTF-8; in that case, a body with
+/// Parses a JSON body. A large body is parsed by a job of the call, away from the threads that serve connections. `only_ascii` is true if the declared charset is neither ASCII nor UTF-8; in that case, a body with
 /// characters outside ASCII is rejected.
 ///
 /// # Errors
@@ -37,11 +37,12 @@ const INLINE_BYTES: usize = 64 << 10;
 pub(super) async fn parse_body<R: DeserializeOwned + Send + 'static>(
     body: Bytes,
     only_ascii: bool,
+    (jobs, admission): (&Jobs, &Admission),
 ) -> Result<R, ApiError> {
     if body.len() <= INLINE_BYTES {
         return parse(&body, only_ascii);
     }
-    blocking::run("parsing a body", move || parse(&body, only_ascii)).await?
+    jobs.run(admission, "parsing a body", move |_| parse(&body, only_ascii)).await?
 }
 
 fn parse<R: DeserializeOwned>(body: &[u8], only_ascii: bool) -> Result<R, ApiError> {

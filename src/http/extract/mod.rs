@@ -40,6 +40,7 @@ use std::time::Instant;
 use self::body::BodyReader;
 use self::head::{Encoding, Head};
 use self::request::Request;
+use super::blocking::Jobs;
 use super::context::RequestContext;
 use super::error::{ApiError, Code};
 use super::state::{HttpState, Services};
@@ -65,8 +66,11 @@ impl AdmittedBody {
     ///
     /// # Errors
     /// `invalid_request`, with the field; `overloaded` if there is no memory for it.
-    pub(crate) async fn json<R: DeserializeOwned + Send + 'static>(&self) -> Result<R, ApiError> {
-        json::parse_body(self.bytes.clone(), false).await
+    pub(crate) async fn json<R: DeserializeOwned + Send + 'static>(
+        &self,
+        jobs: &Jobs,
+    ) -> Result<R, ApiError> {
+        json::parse_body(self.bytes.clone(), false, (jobs, &self.admission)).await
     }
 }
 
@@ -147,7 +151,8 @@ pub(crate) async fn read<R: Request>(
     let parse = async {
         match &head.encoding {
             Encoding::Json { only_ascii } => {
-                json::parse_body(reader.read_all().await?, *only_ascii).await
+                let body = reader.read_all().await?;
+                json::parse_body(body, *only_ascii, (state.jobs(), reader.admission())).await
             }
             Encoding::Multipart { boundary } => {
                 multipart::parse(boundary, &mut reader, settings).await

@@ -9,12 +9,11 @@ use utoipa::ToSchema;
 
 use super::endpoint::check_count;
 use super::sequences::{TokenAnswer, finite, wrong_count};
-use super::text;
+use super::text::TextEncoder;
 use crate::http::error::{ApiError, Code};
 use crate::http::extract::fields::Text;
 use crate::http::extract::generation::GenerationFields;
 use crate::http::settings::Limits;
-use crate::http::state::models::Model;
 use crate::input::Tokenizer;
 use crate::task::{ScoredText, TokenIds};
 
@@ -85,10 +84,14 @@ pub(crate) fn without_effect(field: &str) -> ApiError {
 ///
 /// # Errors
 /// `text_too_long` or `invalid_request`, naming the candidate.
-pub(crate) fn tokenize(candidates: &[Arc<str>], model: &Model) -> Result<Vec<TokenIds>, ApiError> {
+pub(crate) fn tokenize(
+    candidates: &[Arc<str>],
+    texts: &TextEncoder,
+) -> Result<Vec<TokenIds>, ApiError> {
+    let max = texts.model().info.text_towers().max_tokens;
     let each = candidates.iter().enumerate().map(|(index, candidate)| {
         let field = format!("candidates[{index}]");
-        text::encode(model, &field, candidate, model.info.text_towers().max_tokens)
+        texts.encode(&field, candidate, max)
     });
     each.collect()
 }

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::arity::ImageArity;
 use super::image_args::ImageArg;
+use super::text::TextEncoder;
 use crate::http::error::{ApiError, Code};
 use crate::http::extract::request::{BatchRequest, Request, SingleRequest};
 use crate::http::settings::{Limits, MAX_LISTED};
@@ -55,11 +56,11 @@ pub(crate) trait Endpoint: Clone + Sized + Send + Sync + 'static {
     /// Returns the total size of the input's texts in bytes.
     fn text_bytes(&self) -> usize;
 
-    /// Tokenises the input's texts.
+    /// Tokenises the input's texts. May be interrupted and called again.
     ///
     /// # Errors
     /// `text_too_long` or `invalid_request`, naming the field.
-    fn tokenize(&self, model: &Model) -> Result<Self::Tokens, ApiError>;
+    fn tokenize(&self, texts: &TextEncoder) -> Result<Self::Tokens, ApiError>;
 
     /// Returns the length of each text in tokens, for the metric `prompt_tokens`.
     fn token_counts(tokens: &Self::Tokens) -> Vec<usize>;

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::text;
+use super::text::{self, TextEncoder};
 use crate::http::error::{ApiError, Code};
 use crate::http::extract::generation::GenerationFields;
 use crate::http::settings::Limits;
@@ -51,23 +51,22 @@ impl GenerationPlan {
     ///
     /// # Errors
     /// `text_too_long` or `invalid_request`, naming the word.
-    pub(crate) fn tokenize(&self, model: &Model) -> Result<GenerationParams, ApiError> {
+    pub(crate) fn tokenize(&self, texts: &TextEncoder) -> Result<GenerationParams, ApiError> {
         let words = self.bad_words.as_ref().map(|words| {
             let words = words.iter().enumerate();
-            words.map(|(index, word)| word_ids(model, index, word)).collect::<Result<_, _>>()
+            words.map(|(index, word)| word_ids(texts, index, word)).collect::<Result<_, _>>()
         });
-        let stop_strings = self
-            .stop_strings
-            .as_ref()
-            .map(|strings| StopStrings::new(Arc::clone(strings), model.tokenizer().token_texts()));
+        let stop_strings = self.stop_strings.as_ref().map(|strings| {
+            StopStrings::new(Arc::clone(strings), texts.model().tokenizer().token_texts())
+        });
         Ok(GenerationParams { bad_words: words.transpose()?, stop_strings, ..self.params.clone() })
     }
 }
 
 /// Returns the tokens of a bad word, without `[CLS]` and `[SEP]`: a generated text never contains those.
-fn word_ids(model: &Model, index: usize, word: &str) -> Result<Box<[u32]>, ApiError> {
+fn word_ids(texts: &TextEncoder, index: usize, word: &str) -> Result<Box<[u32]>, ApiError> {
     let field = format!("bad_words[{index}]");
-    let ids = text::encode(model, &field, word, model.info.text_towers().max_tokens)?;
+    let ids = texts.encode(&field, word, texts.model().info.text_towers().max_tokens)?;
     let ids = text::prompt_ids(Some(&ids));
     if ids.is_empty() {
         let detail = "consists of characters that the tokenizer ignores; leave it out";

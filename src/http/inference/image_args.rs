@@ -11,7 +11,7 @@ use futures_util::future::{BoxFuture, Shared};
 
 use crate::engine::{Admission, ReservationGuard};
 use crate::fetch::{Fetcher, Target};
-use crate::http::blocking;
+use crate::http::blocking::{Jobs, Stop};
 use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, Code, FieldError};
 use crate::http::extract::image_field::ImageField;
@@ -155,21 +155,21 @@ impl ImageSet {
     /// `invalid_request` when a value is not an image value. Any other error is stored with its image.
     pub(crate) async fn parse(
         &mut self,
-        settings: &InputSettings,
-        fetcher: Option<&Fetcher>,
+        (settings, fetcher): (&InputSettings, Option<&Fetcher>),
+        (jobs, admission): (&Jobs, &Admission),
     ) -> Result<(), ApiError> {
         let length: usize = self.distinct.iter().map(|image| image.value.address().1).sum();
         let values: Vec<ImageField> =
             self.distinct.iter().map(|image| image.value.clone()).collect();
         let (settings, fetcher) = (settings.clone(), fetcher.cloned());
-        let parse = move || {
+        let parse = move |stop: &Stop| {
             let each = values.iter().map(|value| parse(value, &settings, fetcher.as_ref()));
-            each.collect::<Vec<_>>()
+            each.take_while(|_| !stop.is_set()).collect::<Vec<_>>()
         };
         let origins = if length <= INLINE_BASE64 {
-            parse()
+            parse(&Stop::default())
         } else {
-            blocking::run("parsing image values", parse).await?
+            jobs.run(admission, "parsing image values", parse).await?
         };
         let mut invalid = Vec::new();
         for (image, origin) in self.distinct.iter_mut().zip(origins) {

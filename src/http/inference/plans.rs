@@ -5,7 +5,9 @@ use std::collections::HashSet;
 use super::arity::ImageArity;
 use super::endpoint::{EachImage, Endpoint, InputOf, PlanContext, check_count};
 use super::image_args::{ImageIndex, ImageSet};
-use crate::http::blocking;
+use super::text::TextEncoder;
+use crate::engine::Admission;
+use crate::http::blocking::{Jobs, Stop};
 use crate::http::error::{ApiError, Code, FieldError};
 use crate::http::settings::Limits;
 use crate::http::state::models::Model;
@@ -35,7 +37,10 @@ pub(super) const BYTES_PER_NUMBER: u64 = 48;
 
 /// Texts of up to this many bytes in total are tokenised on the async thread. Longer texts would block other
 /// connections for too long.
-const INLINE_TEXT_BYTES: usize = 16 << 10;
+const INLINE_TEXT_BYTES: usize = 1 << 10;
+
+/// Bytes of text that one job tokenises, which takes a few milliseconds.
+const SLICE_BYTES: usize = 16 << 10;
 
 /// Validates every input, and collects the images of the valid ones. If inputs have `invalid_request` errors, the whole
 /// call is rejected with all of these errors. A `batch_too_large` error rejects the call at once. Any other error
@@ -123,25 +128,33 @@ pub(super) fn named(error: ApiError, index: usize, batch: bool) -> ApiError {
     if batch { error.prefix_fields(&format!("inputs[{index}]")) } else { error }
 }
 
-/// Tokenises the texts of every input. Texts of more than [`INLINE_TEXT_BYTES`] in total are tokenised on a blocking
-/// thread, so that the threads that serve connections are not delayed.
+/// Tokenises the texts of every input. More than [`INLINE_TEXT_BYTES`] in total are tokenised in slices by jobs of the call,
+/// so that the threads that serve connections are not delayed, and clients take turns between two slices. If the client
+/// disconnects, no further slice begins.
 pub(super) async fn tokenize_all<E: Endpoint>(
     plans: &[Result<PlannedInput<E>, ApiError>],
     model: &Model,
+    (jobs, admission): (&Jobs, &Admission),
     (metrics, spans): (&Metrics, &ParentSpan),
 ) -> Result<Vec<Result<E::Tokens, ApiError>>, ApiError> {
     let began = platform::now();
     let bytes: usize = plans.iter().flatten().map(|planned| planned.plan.text_bytes()).sum();
     let plans = plans.iter().map(|planned| planned.as_ref().map(|planned| &planned.plan));
+    let texts = TextEncoder::new(model.clone());
     let tokens = if bytes <= INLINE_TEXT_BYTES {
-        plans.map(|plan| tokenize(plan, model)).collect()
+        plans.map(|plan| tokenize(plan, &texts)).collect()
     } else {
         let plans: Vec<Result<E, ApiError>> =
             plans.map(|plan| plan.cloned().map_err(Clone::clone)).collect();
-        let model = model.clone();
-        let tokenize_all =
-            move || plans.iter().map(|plan| tokenize(plan.as_ref(), &model)).collect::<Vec<_>>();
-        blocking::run("tokenizing", tokenize_all).await?
+        let mut work = Tokenizing { plans, texts, tokens: Vec::new() };
+        while work.tokens.len() < work.plans.len() {
+            let slice = move |_: &Stop| {
+                work.run_slice();
+                work
+            };
+            work = jobs.run(admission, "tokenizing", slice).await?;
+        }
+        work.tokens
     };
     if bytes > 0 {
         let ended = platform::now();
@@ -155,14 +168,35 @@ pub(super) async fn tokenize_all<E: Endpoint>(
     Ok(tokens)
 }
 
+/// The texts of a call while they are tokenised in slices.
+struct Tokenizing<E: Endpoint> {
+    plans: Vec<Result<E, ApiError>>,
+    texts: TextEncoder,
+    /// The results for the first of the plans.
+    tokens: Vec<Result<E::Tokens, ApiError>>,
+}
+
+impl<E: Endpoint> Tokenizing<E> {
+    fn run_slice(&mut self) {
+        self.texts.begin_slice(SLICE_BYTES);
+        for plan in &self.plans[self.tokens.len()..] {
+            let tokens = tokenize(plan.as_ref(), &self.texts);
+            if self.texts.is_interrupted() {
+                return;
+            }
+            self.tokens.push(tokens);
+        }
+    }
+}
+
 /// Tokenises the texts of an input that has been planned successfully.
 fn tokenize<E: Endpoint>(
     plan: Result<&E, &ApiError>,
-    model: &Model,
+    texts: &TextEncoder,
 ) -> Result<E::Tokens, ApiError> {
     let plan = plan.map_err(Clone::clone)?;
     if crate::faults::at("http::tokenize") {
         return Err(ApiError::internal());
     }
-    plan.tokenize(model)
+    plan.tokenize(texts)
 }

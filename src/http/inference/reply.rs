@@ -98,7 +98,7 @@ pub(crate) async fn single_answer<E: Endpoint>(
 ) -> Result<Response, ApiError> {
     let SingleCall { call, input, .. } = single;
     let answer = call.run(input).await?;
-    json(&SingleResponse { model: call.model.info.name.clone(), answer }, call.hold_answer())
+    call.respond(SingleResponse { model: call.model.info.name.clone(), answer }).await
 }
 
 /// Handles a batch call from request to response. Once the call has been prepared, the status is 200. If an input
@@ -128,22 +128,24 @@ pub(crate) async fn answer_batch<E: Endpoint>(
         Err(error) => BatchResult::Failed { error: error.to_problem(&context.id) },
     });
     let model = call.model.info.name.clone();
-    json(&BatchResponse { model, results: results.collect(), failed }, call.hold_answer())
+    call.respond(BatchResponse { model, results: results.collect(), failed }).await
 }
 
-/// Serializes a JSON response directly from its type. Going through `serde_json::Value` would widen `f32` to `f64`. The
-/// response keeps `hold` until it is sent.
+/// Serializes a small JSON response directly from its type. Going through `serde_json::Value` would widen `f32` to `f64`.
+/// Answers of models may be large: [`Call::respond`](super::call::Call::respond) writes them.
 ///
 /// # Errors
 /// `overloaded` if there is no memory for the response; `internal_error` if serialization fails otherwise, which no
 /// answer type can cause.
-pub(crate) fn json<T: Serialize>(
-    answer: &T,
-    hold: Option<ReservationGuard>,
-) -> Result<Response, ApiError> {
-    let body = held_bytes(to_bytes(answer)?, hold);
+pub(crate) fn json<T: Serialize>(answer: &T) -> Result<Response, ApiError> {
+    Ok(of_bytes(to_bytes(answer)?, None))
+}
+
+/// Returns the response with this JSON. It keeps `hold` until it is sent.
+pub(super) fn of_bytes(bytes: Vec<u8>, hold: Option<ReservationGuard>) -> Response {
+    let body = Bytes::from_owner(HeldBytes { bytes, _hold: hold });
     let content_type = HeaderValue::from_static("application/json");
-    Ok(([(header::CONTENT_TYPE, content_type)], body).into_response())
+    ([(header::CONTENT_TYPE, content_type)], body).into_response()
 }
 
 /// Serializes JSON like [`json`].
@@ -151,23 +153,32 @@ pub(crate) fn json<T: Serialize>(
 /// # Errors
 /// Those of [`json`].
 pub(crate) fn to_bytes<T: Serialize>(answer: &T) -> Result<Vec<u8>, ApiError> {
+    Ok(to_bytes_within(answer, usize::MAX)?.unwrap_or_default())
+}
+
+/// Serializes JSON like [`json`]; `None` if it has more than `max` bytes.
+///
+/// # Errors
+/// Those of [`json`].
+pub(super) fn to_bytes_within<T: Serialize>(
+    answer: &T,
+    max: usize,
+) -> Result<Option<Vec<u8>>, ApiError> {
     if crate::faults::at("http::answer") {
         return Err(ApiError::internal());
     }
-    let mut body = ResponseBody::default();
-    serde_json::to_writer(&mut body, answer).map_err(|error| {
-        if error.is_io() {
-            return InputError::OutOfMemory { bytes: body.0.len() as u64 }.into();
+    let mut body = ResponseBody { bytes: Vec::new(), max, is_too_large: false };
+    match serde_json::to_writer(&mut body, answer) {
+        Ok(()) => Ok(Some(body.bytes)),
+        Err(_) if body.is_too_large => Ok(None),
+        Err(error) if error.is_io() => {
+            Err(InputError::OutOfMemory { bytes: body.bytes.len() as u64 }.into())
         }
-        tracing::error!(%error, "cannot serialize a response");
-        ApiError::internal()
-    })?;
-    Ok(body.0)
-}
-
-/// Returns bytes that keep `hold` until they are sent.
-pub(crate) fn held_bytes(bytes: Vec<u8>, hold: Option<ReservationGuard>) -> Bytes {
-    Bytes::from_owner(HeldBytes { bytes, _hold: hold })
+        Err(error) => {
+            tracing::error!(%error, "cannot serialize a response");
+            Err(ApiError::internal())
+        }
+    }
 }
 
 /// The bytes of a response, with the reservation for them.
@@ -183,17 +194,38 @@ impl AsRef<[u8]> for HeldBytes {
 }
 
 /// The bytes of a response. A write fails if there is no memory for it: the response to a batch call can have megabytes.
-#[derive(Default)]
-struct ResponseBody(Vec<u8>);
+struct ResponseBody {
+    bytes: Vec<u8>,
+    max: usize,
+    /// True if a write failed because there would be more than `max` bytes.
+    is_too_large: bool,
+}
 
 impl io::Write for ResponseBody {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        input::reserve(&mut self.0, bytes.len()).map_err(io::Error::other)?;
-        self.0.extend_from_slice(bytes);
+        if self.bytes.len().saturating_add(bytes.len()) > self.max {
+            self.is_too_large = true;
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        input::reserve(&mut self.bytes, bytes.len()).map_err(io::Error::other)?;
+        self.bytes.extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_on_the_size_of_an_answer_is_exact() {
+        let answer = ["a", "bc"];
+        assert_eq!(to_bytes(&answer).unwrap(), br#"["a","bc"]"#);
+        assert_eq!(to_bytes_within(&answer, 10).unwrap().unwrap(), br#"["a","bc"]"#);
+        assert_eq!(to_bytes_within(&answer, 9).unwrap(), None);
     }
 }

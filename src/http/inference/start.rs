@@ -140,7 +140,7 @@ impl<'a> Start<'a> {
         &self,
         body: &AdmittedBody,
     ) -> Result<R, ApiError> {
-        within(&self.services.engine, self.deadline, body.json()).await
+        within(&self.services.engine, self.deadline, body.json(self.state.jobs())).await
     }
 
     /// Prepares a call with one input, in the format of this server's own routes.
@@ -222,25 +222,27 @@ impl<'a> Start<'a> {
         let plan = PlanContext { limits, model: &model, models: &services.models };
         let (plans, mut images) = plan_all::<E>(inputs, &plan)?;
         let needs = self.needs(&plans, &images, &model)?;
+        let (jobs, observers) = (state.jobs(), (&**state.metrics(), &context.spans));
+        let values = (&state.settings().input, services.fetcher.as_ref());
         let (tokens, answer_bytes) = if admission.is_bulk() {
             // Bulk work waits for all its capacity at once, so the size of the answer must be known before.
-            let tokens = tokenize_all(&plans, &model, (state.metrics(), &context.spans)).await?;
+            let tokens = tokenize_all(&plans, &model, (jobs, &admission), observers).await?;
             let answer_bytes = self.answer_bytes(&plans, &tokens, &model)?;
             let bytes = needs.bytes + self.body_bytes() + answer_bytes;
             admission.reserve_when_room(needs.rows, needs.images, bytes).await?;
-            images.parse(&state.settings().input, services.fetcher.as_ref()).await?;
+            images.parse(values, (jobs, &admission)).await?;
             (tokens, answer_bytes)
         } else {
             admission.reserve(needs.rows, needs.images)?;
             admission.reserve_bytes(needs.bytes)?;
-            images.parse(&state.settings().input, services.fetcher.as_ref()).await?;
+            images.parse(values, (jobs, &admission)).await?;
             let files = images.files();
             if files > 0 {
                 // The engine's own estimate does not include the wait for a decoding thread, so check that wait here.
                 let decodes = files * preprocessings(&plans, &model).len();
                 admission.check_wait(services.images.estimated_wait(admission.call(), decodes))?;
             }
-            let tokens = tokenize_all(&plans, &model, (state.metrics(), &context.spans)).await?;
+            let tokens = tokenize_all(&plans, &model, (jobs, &admission), observers).await?;
             let answer_bytes = self.answer_bytes(&plans, &tokens, &model)?;
             admission.reserve_bytes(answer_bytes)?;
             (tokens, answer_bytes)
@@ -260,8 +262,16 @@ impl<'a> Start<'a> {
             Ok(PreparedInput { plan, tokens, images, second_images, index })
         });
         let inputs = inputs.collect();
-        let (engine, metrics) = (services.engine.clone(), Arc::clone(state.metrics()));
-        Ok((Call { model, admission, engine, context: context.clone(), metrics, is_large }, inputs))
+        let call = Call {
+            model,
+            admission,
+            engine: services.engine.clone(),
+            context: context.clone(),
+            jobs: jobs.clone(),
+            metrics: Arc::clone(state.metrics()),
+            is_large,
+        };
+        Ok((call, inputs))
     }
 
     /// Returns the number of bytes of the call's body.

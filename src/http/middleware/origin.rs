@@ -5,11 +5,14 @@
 //! Pages of this machine are allowed, and so are pages of the origins and hosts that the settings name. If the server
 //! does not listen on a loopback address, pages of its own host are allowed too. Browsers send `Origin` with every POST
 //! and with every CORS request. Other clients do not send `Origin`, and their requests pass.
+//!
+//! Browsers send no `Origin` when a page reads its own host, and after DNS rebinding that is a host name of the attacker. So
+//! on a loopback address, reads must name a host that no attacker can own.
 
 use std::net::IpAddr;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, Uri, header};
+use axum::http::{HeaderMap, Method, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
@@ -23,7 +26,9 @@ pub(crate) async fn origin(
     request: Request,
     next: Next,
 ) -> Response {
-    match check(request.headers(), state.settings()) {
+    let checked = check(request.headers(), state.settings())
+        .and_then(|()| check_host_of_read(&request, state.settings()));
+    match checked {
         Ok(()) => next.run(request).await,
         // The body stays unread, so the connection must close.
         Err(error) => error.close_connection().into_response(),
@@ -42,6 +47,36 @@ fn check(headers: &HeaderMap, settings: &HttpSettings) -> Result<(), ApiError> {
         "web pages of this origin may not use the server; its operator can add the origin to \
          server.cors_allowed_origins, or the host name of the server to server.allowed_hosts",
     ))
+}
+
+/// Rejects a GET that names a foreign host on a loopback address. Health probes pass, because they tell nothing.
+fn check_host_of_read<B>(
+    request: &axum::http::Request<B>,
+    settings: &HttpSettings,
+) -> Result<(), ApiError> {
+    let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+    let is_probe = request.uri().path().starts_with("/health");
+    let headers = request.headers();
+    if !settings.on_loopback || !is_read || is_probe || headers.contains_key(header::ORIGIN) {
+        return Ok(());
+    }
+    match asked_host(headers) {
+        Some(host) if !is_own_host(&host, settings) => Err(ApiError::new(
+            Code::OriginNotAllowed,
+            "the server listens for this machine only, and does not know this host name; its operator can add the name to \
+             server.allowed_hosts",
+        )),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// True if no attacker can own this host: an address, a name without a dot, or a name of this machine or of the settings.
+fn is_own_host(host: &str, settings: &HttpSettings) -> bool {
+    let own = |name: &String| name.eq_ignore_ascii_case(host);
+    !host.contains('.')
+        || host.parse::<IpAddr>().is_ok()
+        || is_loopback(host)
+        || settings.allowed_hosts.iter().any(own)
 }
 
 fn is_allowed(origin: &str, headers: &HeaderMap, settings: &HttpSettings) -> bool {
@@ -142,6 +177,42 @@ mod tests {
         let any = CorsSettings { allowed_origins: vec!["*".to_owned()] };
         let settings = HttpSettings { cors: Some(any), ..HttpSettings::default() };
         assert!(is_accepted("https://evil.example", "x", &settings));
+    }
+
+    fn is_read(method: &str, path: &str, host: &str, settings: &HttpSettings) -> bool {
+        let request = axum::http::Request::builder().method(method).uri(path);
+        check_host_of_read(&request.header("host", host).body(()).unwrap(), settings).is_ok()
+    }
+
+    /// After DNS rebinding, a page reads the server under the attacker's name, which browsers take for the same origin.
+    #[test]
+    fn on_loopback_a_foreign_host_name_reads_nothing() {
+        let settings = HttpSettings {
+            allowed_hosts: vec!["vision.example".to_owned()],
+            ..HttpSettings::default()
+        };
+        for path in ["/info", "/metrics", "/v1/models", "/"] {
+            for host in ["rebound.example:8080", "localhost.evil.example", "127.0.0.1.nip.io"] {
+                assert!(!is_read("GET", path, host, &settings), "{path} of {host}");
+                assert!(!is_read("HEAD", path, host, &settings), "{path} of {host}");
+            }
+            for host in [
+                "localhost:8080",
+                "app.localhost",
+                "127.0.0.1:8080",
+                "[::1]:8080",
+                "10.0.0.7",
+                "captions:8080",
+                "Vision.example",
+                "",
+            ] {
+                assert!(is_read("GET", path, host, &settings), "{path} of {host}");
+            }
+        }
+        assert!(is_read("GET", "/health/ready", "probe.example", &settings), "a probe");
+        assert!(is_read("POST", "/caption", "proxy.example", &settings), "no page: no origin");
+        let elsewhere = HttpSettings { on_loopback: false, ..HttpSettings::default() };
+        assert!(is_read("GET", "/info", "vision.example", &elsewhere));
     }
 
     #[test]

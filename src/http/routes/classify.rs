@@ -23,6 +23,7 @@ use crate::http::inference::endpoint::{AnswerParts, Endpoint, PlanContext, check
 use crate::http::inference::image_args::ImageArg;
 use crate::http::inference::reply::{BatchResponse, ImageAnswer};
 use crate::http::inference::sequences::{finite, wrong_count};
+use crate::http::inference::text::TextEncoder;
 use crate::http::inference::{reply, text};
 use crate::http::openapi::endpoint::{EndpointRules, FollowUp};
 use crate::http::openapi::{EXAMPLE_IMAGE, InferenceProblems};
@@ -217,15 +218,10 @@ impl Endpoint for ClassifyPlan {
         self.labels.iter().map(|label| label.len() + self.template.len()).sum()
     }
 
-    fn tokenize(&self, model: &Model) -> Result<Vec<TokenIds>, ApiError> {
+    fn tokenize(&self, texts: &TextEncoder) -> Result<Vec<TokenIds>, ApiError> {
+        let max = texts.model().info.text_towers().max_tokens;
         let labels = self.labels.iter().enumerate().map(|(index, label)| {
-            let words = self.template.fill(label);
-            text::encode(
-                model,
-                &format!("labels[{index}]"),
-                &words,
-                model.info.text_towers().max_tokens,
-            )
+            texts.encode(&format!("labels[{index}]"), &self.template.fill(label), max)
         });
         labels.collect()
     }

@@ -70,7 +70,7 @@ pub(crate) async fn check_health(state: State<HttpState>) -> Result<Response, Ap
 }
 
 fn answer(status: Readiness, good: bool) -> Result<Response, ApiError> {
-    let mut response = reply::json(&Health { status }, None)?;
+    let mut response = reply::json(&Health { status })?;
     if !good {
         *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
         response.extensions_mut().insert(KeepBody);

@@ -209,19 +209,16 @@ pub(crate) async fn show_info(State(state): State<HttpState>) -> Result<Response
         let default = services.models.pick(of_role, None);
         describe(&model.info, default.is_ok_and(|default| default.info.id == model.info.id))
     });
-    reply::json(
-        &Info {
-            version: env!("CARGO_PKG_VERSION"),
-            models: models.collect(),
-            limits: limits(state.settings(), services.fetcher.is_some()),
-            bulk: pick(&[written(&state.settings().bulk)]),
-            batching: pick(&[written(services.engine.settings())]),
-            workers: workers(services.engine.devices()),
-            cpu_isa: services.cpu_isa.clone(),
-            resize_order: state.settings().input.resize_order.name(),
-        },
-        None,
-    )
+    reply::json(&Info {
+        version: env!("CARGO_PKG_VERSION"),
+        models: models.collect(),
+        limits: limits(state.settings(), services.fetcher.is_some()),
+        bulk: pick(&[written(&state.settings().bulk)]),
+        batching: pick(&[written(services.engine.settings())]),
+        workers: workers(services.engine.devices()),
+        cpu_isa: services.cpu_isa.clone(),
+        resize_order: state.settings().input.resize_order.name(),
+    })
 }
 
 fn workers(devices: impl Iterator<Item = Device>) -> Vec<WorkerDescription> {

@@ -25,14 +25,15 @@ use crate::http::inference::endpoint::{
     AnswerParts, Endpoint, FirstOutput, PlanContext, check_count,
 };
 use crate::http::inference::image_args::ImageArg;
+use crate::http::inference::reply;
 use crate::http::inference::reply::{BatchResponse, ImageAnswer};
 use crate::http::inference::sequences::{finite, wrong_count};
-use crate::http::inference::{reply, text};
+use crate::http::inference::text::TextEncoder;
 use crate::http::openapi::endpoint::{EndpointRules, FollowUp};
 use crate::http::openapi::{EXAMPLE_IMAGE, InferenceProblems};
 use crate::http::settings::Limits;
 use crate::http::state::HttpState;
-use crate::http::state::models::{Eligible, Model};
+use crate::http::state::models::Eligible;
 use crate::task::{
     MatchLogits, PreparedImage, Role, Scores, Similarity, SimilarityCell, Task, TaskKind,
     TaskShape, TokenIds,
@@ -239,15 +240,14 @@ impl Endpoint for RankPlan {
         }
     }
 
-    fn tokenize(&self, model: &Model) -> Result<Vec<TokenIds>, ApiError> {
-        let max = model.info.text_towers().max_tokens;
+    fn tokenize(&self, encoder: &TextEncoder) -> Result<Vec<TokenIds>, ApiError> {
+        let max = encoder.model().info.text_towers().max_tokens;
         match &self.query {
-            Query::Images(words, _) => Ok(vec![text::encode(model, "text", words, max)?]),
+            Query::Images(words, _) => Ok(vec![encoder.encode("text", words, max)?]),
             Query::Texts(_, texts) => {
                 let texts = texts.iter().enumerate();
-                let texts = texts.map(|(index, words)| {
-                    text::encode(model, &format!("texts[{index}]"), words, max)
-                });
+                let texts = texts
+                    .map(|(index, words)| encoder.encode(&format!("texts[{index}]"), words, max));
                 texts.collect()
             }
         }

@@ -21,6 +21,7 @@ use crate::http::inference::endpoint::{AnswerParts, Endpoint, PlanContext, check
 use crate::http::inference::image_args::ImageArg;
 use crate::http::inference::reply::{BatchResponse, ImageAnswer};
 use crate::http::inference::sequences::finite;
+use crate::http::inference::text::TextEncoder;
 use crate::http::inference::{reply, text};
 use crate::http::openapi::conditions::exactly_one;
 use crate::http::openapi::endpoint::{EndpointRules, FollowUp};
@@ -176,13 +177,14 @@ impl Endpoint for SimilarityPlan {
         self.texts.iter().map(|text| text.len()).sum()
     }
 
-    fn tokenize(&self, model: &Model) -> Result<Vec<TokenIds>, ApiError> {
+    fn tokenize(&self, encoder: &TextEncoder) -> Result<Vec<TokenIds>, ApiError> {
+        let max = encoder.model().info.text_towers().max_tokens;
         let texts = self.texts.iter().enumerate().map(|(index, words)| {
             let field = match self.written_in {
                 "text" => "text".to_owned(),
                 list => format!("{list}[{index}]"),
             };
-            text::encode(model, &field, words, model.info.text_towers().max_tokens)
+            encoder.encode(&field, words, max)
         });
         texts.collect()
     }

@@ -28,6 +28,7 @@ use crate::http::inference::generation::GenerationPlan;
 use crate::http::inference::image_args::ImageArg;
 use crate::http::inference::reply::{BatchResponse, ImageAnswer};
 use crate::http::inference::sequences::{GeneratedText, SequenceFacts, wrong_count};
+use crate::http::inference::text::TextEncoder;
 use crate::http::inference::{reply, text};
 use crate::http::openapi::conditions::{exactly_one, explained, generated_or_ranked};
 use crate::http::openapi::endpoint::{EndpointRules, FollowUp};
@@ -237,23 +238,23 @@ impl Endpoint for VqaPlan {
         texts.map(|text| text.len()).sum::<usize>() + words
     }
 
-    fn tokenize(&self, model: &Model) -> Result<VqaTokens, ApiError> {
-        let max = model.info.text_towers().max_tokens;
+    fn tokenize(&self, texts: &TextEncoder) -> Result<VqaTokens, ApiError> {
+        let max = texts.model().info.text_towers().max_tokens;
         let questions = self.questions.iter().enumerate().map(|(index, question)| {
             let field = match self.asked_in {
                 "question" => "question".to_owned(),
                 list => format!("{list}[{index}]"),
             };
-            text::encode(model, &field, question, max)
+            texts.encode(&field, question, max)
         });
         let params = match &self.mode {
-            PlannedMode::Generate(plan) => Some(plan.tokenize(model)?),
+            PlannedMode::Generate(plan) => Some(plan.tokenize(texts)?),
             PlannedMode::Rank(_) => None,
         };
         Ok(VqaTokens {
             params,
             questions: questions.collect::<Result<_, _>>()?,
-            candidates: candidates::tokenize(self.candidates(), model)?,
+            candidates: candidates::tokenize(self.candidates(), texts)?,
         })
     }
 

@@ -15,6 +15,7 @@ use self::metric_labels::{ItemCounters, TaskLabel};
 use self::models::Models;
 use self::requests_in_flight::RequestsInFlight;
 use super::access::Access;
+use super::blocking::Jobs;
 use super::error::ApiError;
 use super::settings::HttpSettings;
 use crate::engine::{EngineHandle, Lifecycle, Phase};
@@ -36,6 +37,7 @@ struct Shared {
     lifecycle: Arc<Lifecycle>,
     requests: RequestsInFlight,
     bulk_requests: BulkRequests,
+    jobs: Jobs,
     /// `None` if tracing is off.
     tracer: Option<Tracer>,
     /// Tells the file watchers to reload their files.
@@ -88,6 +90,7 @@ impl HttpState {
             lifecycle: Lifecycle::loading(&metrics),
             requests: RequestsInFlight::new(metrics.http_requests_in_flight.clone()),
             bulk_requests: BulkRequests::new(settings.bulk.max_requests, Arc::clone(&metrics)),
+            jobs: Jobs::new(),
             access: Access::new(settings.auth.as_ref(), settings.rate_limit),
             settings,
             tracer,
@@ -167,6 +170,11 @@ impl HttpState {
     /// Returns the turns of the bulk requests.
     pub(crate) fn bulk_requests(&self) -> &BulkRequests {
         &self.0.bulk_requests
+    }
+
+    /// Returns what runs the long jobs of calls away from the threads that serve connections.
+    pub(crate) fn jobs(&self) -> &Jobs {
+        &self.0.jobs
     }
 
     pub(crate) fn access(&self) -> &Access {

@@ -15,12 +15,15 @@ use super::entries::{EXTRA, set};
 use super::files::{CONFIG, Files, TOKENIZER, VOCABULARY};
 use super::options::{NAMES, Options, TokenizerOption, is_own_name};
 use super::token::{DeclaredToken, OptionValue};
+use super::word_pieces::WordPieces;
 use crate::document::DocumentError;
 use crate::input::TokenizerError;
 
 /// A tokenizer with the ids and options that are needed to use it.
 pub(super) struct Built {
     pub(super) inner: tokenizers::Tokenizer,
+    /// The model of `inner`, for a faster search.
+    pub(super) pieces: WordPieces,
     pub(super) cls: u32,
     pub(super) sep: u32,
     pub(super) clean_up: bool,
@@ -76,7 +79,7 @@ pub(super) fn build(files: &Files) -> Result<Built, TokenizerError> {
     check_normalised(&inner, &added, &path)?;
     inner.add_tokens(added).map_err(|_| invalid(&path, BROKEN))?;
     inner.set_encode_special_tokens(true);
-    check_unknown_token(&inner, &path)?;
+    let pieces = word_pieces(&inner, &path)?;
     let (cls, sep) = match class {
         TokenizerClass::Bert => {
             (id(&inner, &names, "cls_token", files)?, id(&inner, &names, "sep_token", files)?)
@@ -84,7 +87,7 @@ pub(super) fn build(files: &Files) -> Result<Built, TokenizerError> {
         TokenizerClass::AsIs => frame(&inner, &path)?,
     };
     let clean_up = switch(&options, "clean_up_tokenization_spaces", true)?.unwrap_or(false);
-    Ok(Built { inner, cls, sep, clean_up })
+    Ok(Built { inner, pieces, cls, sep, clean_up })
 }
 
 const BROKEN: &str = "is not a valid tokenizer; save it again with tokenizer.save_pretrained of a \
@@ -308,19 +311,16 @@ fn check_normalised(
     }
 }
 
-/// Rejects a tokenizer whose vocabulary lacks its unknown token, because such a tokenizer would fail on the first text
-/// with an unknown word.
-fn check_unknown_token(inner: &tokenizers::Tokenizer, path: &Path) -> Result<(), TokenizerError> {
+/// Returns the pieces of the vocabulary. Rejects a tokenizer whose vocabulary lacks its unknown token, because such a
+/// tokenizer would fail on the first text with an unknown word.
+fn word_pieces(inner: &tokenizers::Tokenizer, path: &Path) -> Result<WordPieces, TokenizerError> {
     let ModelWrapper::WordPiece(model) = inner.get_model() else {
         return Err(invalid(path, "has a model other than WordPiece, the only one that BLIP uses"));
     };
-    if tokenizers::Model::token_to_id(model, &model.unk_token).is_some() {
-        return Ok(());
-    }
-    Err(invalid(
-        path,
-        &format!("has no vocabulary entry for the unknown token {}", model.unk_token),
-    ))
+    WordPieces::new(model).ok_or_else(|| {
+        let unknown = &model.unk_token;
+        invalid(path, &format!("has no vocabulary entry for the unknown token {unknown}"))
+    })
 }
 
 /// Returns the id of the named token `name`. Every text begins or ends with this token.

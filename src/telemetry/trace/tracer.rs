@@ -140,7 +140,10 @@ impl Tracer {
 
 impl TracerInner {
     fn samples(&self, parent: Option<&TraceParent>, trace_id: TraceId, state: &TraceState) -> bool {
-        let id = opentelemetry::trace::TraceId::from(trace_id.0);
+        // The lower half of this id decides whether a ratio includes the request. A client chooses the id of its trace, so
+        // another one decides.
+        let decisive = if parent.is_some() { new_trace_id() } else { trace_id };
+        let id = opentelemetry::trace::TraceId::from(decisive.0);
         let context = parent.map(|parent| {
             let flags = TraceFlags::new(parent.flags.bits());
             let span = parent.span_id.0.into();

@@ -125,7 +125,7 @@ impl TestApp {
     /// Sends a request; the body of the answer is left unread.
     pub(crate) async fn open(&self, mut request: Request<Body>) -> Response<Body> {
         // Every client of HTTP/1.1 sends one; a test that is about it writes its own.
-        request.headers_mut().entry("host").or_insert_with(|| "blip.test".parse().unwrap());
+        request.headers_mut().entry("host").or_insert_with(|| "localhost".parse().unwrap());
         self.router.clone().oneshot(request).await.expect("the router is infallible")
     }
 

@@ -124,6 +124,24 @@ async fn the_sampler_decides_and_by_default_the_client() {
     assert_eq!(sampled("always_off", 1.0).await, [0, 0, 0]);
 }
 
+/// The samplers with a ratio of OpenTelemetry look at the lower half of the trace's id, which the client may choose.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_id_that_a_client_chooses_does_not_decide_about_a_ratio() {
+    for (lower_half, sample_ratio) in
+        [("0000000000000001", 1e-12), ("ffffffffffffffff", 1.0 - 1e-12)]
+    {
+        let collector = Collector::start();
+        let sampler = "traceidratio".parse().unwrap();
+        let app = traced(&TraceSettings { sampler, sample_ratio, ..to(&collector) });
+        let trace = format!("4bf92f3577b34da6{lower_half}");
+        send(&app, &[("traceparent", &format!("00-{trace}-{SPAN}-00"))]).await;
+        let spans = exported(&app, &collector);
+        let servers = spans.named("POST /caption");
+        assert_eq!(servers.len(), usize::from(sample_ratio > 0.5));
+        assert!(servers.iter().all(|span| hexadecimal(&span.trace_id) == trace));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_propagator_each_request_begins_a_trace() {
     let collector = Collector::start();

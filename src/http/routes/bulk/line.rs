@@ -14,13 +14,13 @@ use serde_json::Number;
 
 use super::lines::Line;
 use crate::engine::Admission;
-use crate::http::blocking;
+use crate::http::blocking::Jobs;
 use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, Code, Problem};
 use crate::http::extract::fields::Int;
 use crate::http::extract::line::{self as extract_line, OwnFields};
 use crate::http::extract::request::SingleRequest;
-use crate::http::inference::call::{ExtrasOf, SingleCall};
+use crate::http::inference::call::{Call, ExtrasOf, SingleCall};
 use crate::http::inference::endpoint::Endpoint;
 use crate::http::inference::reply::{self, SingleResponse};
 use crate::http::inference::start::Start;
@@ -243,11 +243,12 @@ impl Lines {
         let number = LineName::Line(line.number);
         let failed = |name: LineName, error: &ApiError| self.failed(name, error);
         let bytes = line.bytes.map_err(|error| failed(number.clone(), &error))?;
-        let fields = match in_pool(&bytes, extract_line::own_fields::<LineFields>).await {
+        let jobs = (self.state.jobs(), admission);
+        let fields = match in_pool(jobs, &bytes, extract_line::own_fields::<LineFields>).await {
             Ok(fields) => fields,
             Err(error) => {
                 // The client finds the error by its id, whichever other field is wrong.
-                let id = in_pool(&bytes, extract_line::own_fields::<IdField>).await;
+                let id = in_pool(jobs, &bytes, extract_line::own_fields::<IdField>).await;
                 let id = id.ok().and_then(|fields| fields.id);
                 return Err(failed(id.map_or(number, LineName::Id), &error));
             }
@@ -281,7 +282,8 @@ impl Lines {
     where
         ExtrasOf<E>: LineExtras,
     {
-        let request = in_pool(&line, extract_line::request::<E::Single, LineFields>).await?;
+        let jobs = (self.state.jobs(), &admission);
+        let request = in_pool(jobs, &line, extract_line::request::<E::Single, LineFields>).await?;
         let (model, input, extras) = request.into_parts();
         extras.check()?;
         let bytes = line.len() as u64;
@@ -301,24 +303,34 @@ impl Lines {
             tracing::error!("a line of a bulk request panicked");
             Err(ApiError::internal())
         });
-        let written = answer.and_then(|answer| {
-            let result = SingleResponse { model: call.model.info.name.clone(), answer };
-            let answer =
-                Answer { name: name.clone(), status: 200, outcome: Outcome::Result(result) };
-            write(&answer)
-        });
-        match written {
+        match Self::write(&call, name.clone(), answer).await {
             Ok(bytes) => Answered { bytes: bytes.into(), failed: None },
             Err(error) => self.failed(name, &error),
         }
+    }
+
+    /// Writes the answer of a line that was computed, with a line break.
+    async fn write<A: Serialize + Send + 'static>(
+        call: &Call,
+        name: LineName,
+        answer: Result<A, ApiError>,
+    ) -> Result<Vec<u8>, ApiError> {
+        let result = SingleResponse { model: call.model.info.name.clone(), answer: answer? };
+        let outcome = Outcome::Result(result);
+        let mut bytes = call.write(Answer { name, status: 200, outcome }).await?;
+        bytes.push(b'\n');
+        Ok(bytes)
     }
 
     fn failed(&self, name: LineName, error: &ApiError) -> Answered {
         let problem = error.to_problem(&self.context.id);
         let status = error.code.status().as_u16();
         let answer: Answer<()> = Answer { name, status, outcome: Outcome::Error(problem) };
-        let bytes = write(&answer).unwrap_or_default();
-        Answered { bytes: bytes.into(), failed: Some(error.code) }
+        let written = reply::to_bytes(&answer).map(|mut bytes| {
+            bytes.push(b'\n');
+            bytes
+        });
+        Answered { bytes: written.unwrap_or_default().into(), failed: Some(error.code) }
     }
 }
 
@@ -348,8 +360,9 @@ impl LineExtras for (Option<bool>,) {
     }
 }
 
-/// Parses a line; a long line in the blocking thread pool.
+/// Parses a line; a long line by a job of the call.
 async fn in_pool<T: Send + 'static>(
+    (jobs, admission): (&Jobs, &Admission),
     line: &Bytes,
     parse: impl FnOnce(&[u8]) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
@@ -357,12 +370,5 @@ async fn in_pool<T: Send + 'static>(
         return parse(line);
     }
     let line = line.clone();
-    blocking::run("parsing a line", move || parse(&line)).await?
-}
-
-/// Writes JSON and a line break.
-fn write<T: Serialize>(answer: &T) -> Result<Vec<u8>, ApiError> {
-    let mut bytes = reply::to_bytes(answer)?;
-    bytes.push(b'\n');
-    Ok(bytes)
+    jobs.run(admission, "parsing a line", move |_| parse(&line)).await?
 }

@@ -21,7 +21,7 @@ use crate::http::inference::generation::GenerationPlan;
 use crate::http::inference::image_args::ImageArg;
 use crate::http::inference::reply::ImageAnswer;
 use crate::http::inference::sequences::{GeneratedText, SequenceFacts, finite, wrong_count};
-use crate::http::inference::text;
+use crate::http::inference::text::{self, TextEncoder};
 use crate::http::openapi::EXAMPLE_IMAGE;
 use crate::http::state::models::{Eligible, Model, Models};
 use crate::input::Tokenizer;
@@ -212,20 +212,20 @@ impl Endpoint for CaptionPlan {
         }
     }
 
-    fn tokenize(&self, model: &Model) -> Result<CaptionTokens, ApiError> {
+    fn tokenize(&self, texts: &TextEncoder) -> Result<CaptionTokens, ApiError> {
         match &self.mode {
             PlannedMode::Generate { prompt, generation } => {
-                let params = generation.tokenize(model)?;
+                let params = generation.tokenize(texts)?;
                 // The decoder reads the prompt without its [SEP], then every new token except the last. Each of these
                 // tokens needs a position.
-                let max =
-                    (model.info.text_towers().max_tokens + 2).saturating_sub(params.max_new_tokens);
-                let encode = |prompt: &Arc<str>| text::encode(model, "prompt", prompt, max);
+                let positions = texts.model().info.text_towers().max_tokens + 2;
+                let max = positions.saturating_sub(params.max_new_tokens);
+                let encode = |prompt: &Arc<str>| texts.encode("prompt", prompt, max);
                 let prompt = prompt.as_ref().map(encode).transpose()?;
                 Ok(CaptionTokens::Generate { prompt, params })
             }
             PlannedMode::Rank(candidates) => {
-                candidates::tokenize(candidates, model).map(CaptionTokens::Candidates)
+                candidates::tokenize(candidates, texts).map(CaptionTokens::Candidates)
             }
         }
     }

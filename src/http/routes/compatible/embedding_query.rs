@@ -15,12 +15,11 @@ use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::model_name;
-use crate::engine::ReservationGuard;
 use crate::http::error::{ApiError, Code};
 use crate::http::extract::AdmittedBody;
 use crate::http::extract::fields::Text;
 use crate::http::extract::image_field::ImageField;
-use crate::http::inference::call::BatchCall;
+use crate::http::inference::call::{BatchCall, Call};
 use crate::http::inference::endpoint::Endpoint;
 use crate::http::inference::start::Start;
 use crate::http::routes::embeddings::{EmbeddingAnswer, EmbeddingPlan, EmbeddingsInput};
@@ -54,7 +53,6 @@ pub(super) struct EmbeddingQuery {
 }
 
 /// The vectors of a request.
-#[derive(Debug)]
 pub(super) struct Embedded {
     /// Name of the model that answered.
     pub(super) model: String,
@@ -62,8 +60,8 @@ pub(super) struct Embedded {
     pub(super) vectors: Vec<Vec<f32>>,
     /// Number of tokens of all texts.
     pub(super) prompt_tokens: usize,
-    /// The memory reserved for the answer, until the client has read it; `None` for answers of a usual size.
-    pub(super) hold: Option<ReservationGuard>,
+    /// The last part of the request, which writes the response. It holds the memory reserved for the whole request.
+    pub(super) call: Call,
 }
 
 /// The inputs of a request: one, or a list.
@@ -153,21 +151,14 @@ impl EmbeddingQuery {
         // Holds the reservation for the bytes of the body until the last part is answered.
         let mut whole = body.admission;
         let numbers = list.len() * model.info.embedding_dimensions.unwrap_or(0);
-        let hold = if list.len() > size {
+        if list.len() > size {
             start.reserve_answer(&mut whole, numbers)?;
-            Some(whole.hold())
-        } else {
-            None
-        };
-        let mut embedded = Embedded {
-            model: model.info.name.clone(),
-            vectors: Vec::with_capacity(list.len()),
-            prompt_tokens: 0,
-            hold,
-        };
+        }
+        let mut vectors = Vec::with_capacity(list.len());
+        let (mut prompt_tokens, mut last) = (0, None);
         let mut rest = list.into_iter();
         while rest.len() > 0 {
-            let offset = embedded.vectors.len();
+            let offset = vectors.len();
             let part: Vec<EmbeddingInput> = rest.by_ref().take(size).collect();
             let named = |error: ApiError| in_list(error, field, offset, size);
             let BatchCall { call, inputs } = loop {
@@ -186,19 +177,21 @@ impl EmbeddingQuery {
                 .iter()
                 .flatten()
                 .flat_map(|input| EmbeddingPlan::token_counts(&input.tokens));
-            embedded.prompt_tokens += tokens.sum::<usize>();
+            prompt_tokens += tokens.sum::<usize>();
             let answers = futures_util::future::try_join_all(
                 inputs.into_iter().map(|input| call.run::<EmbeddingPlan>(input)),
             );
             let answers = answers.await.map_err(named)?;
-            embedded.vectors.extend(answers.into_iter().map(EmbeddingAnswer::into_values));
+            vectors.extend(answers.into_iter().map(EmbeddingAnswer::into_values));
+            last = Some(call);
         }
-        let dimensions = embedded.vectors.first().map_or(0, Vec::len);
+        let dimensions = vectors.first().map_or(0, Vec::len);
         if self.dimensions.is_some_and(|wanted| usize::try_from(wanted) != Ok(dimensions)) {
             let detail = format!("the model has {dimensions} dimensions; leave it out");
             return invalid("dimensions", detail);
         }
-        Ok(embedded)
+        let call = last.expect("the list has at least one part");
+        Ok(Embedded { model: model.info.name.clone(), vectors, prompt_tokens, call })
     }
 }
 

@@ -26,9 +26,10 @@ use crate::http::extract::request::requests;
 use crate::http::inference::arity::OptionalImage;
 use crate::http::inference::endpoint::{AnswerParts, Endpoint, PlanContext};
 use crate::http::inference::image_args::ImageArg;
+use crate::http::inference::reply;
 use crate::http::inference::reply::{BatchResponse, ImageAnswer};
 use crate::http::inference::sequences::finite;
-use crate::http::inference::{reply, text};
+use crate::http::inference::text::TextEncoder;
 use crate::http::openapi::endpoint::{EndpointRules, FollowUp};
 use crate::http::openapi::{EXAMPLE_IMAGE, InferenceProblems};
 use crate::http::state::HttpState;
@@ -274,14 +275,13 @@ impl Endpoint for EmbeddingPlan {
         self.text().map_or(0, |text| text.len())
     }
 
-    fn tokenize(&self, model: &Model) -> Result<Option<TokenIds>, ApiError> {
+    fn tokenize(&self, texts: &TextEncoder) -> Result<Option<TokenIds>, ApiError> {
         let Some(words) = self.text() else { return Ok(None) };
-        let max = model.info.text_towers().max_tokens;
+        let max = texts.model().info.text_towers().max_tokens;
         if self.truncate {
-            let ids = model.tokenizer().encode_truncated(words, max);
-            return ids.map(Some).map_err(|error| ApiError::from(error).at("text"));
+            return texts.encode_truncated("text", words, max).map(Some);
         }
-        text::encode(model, "text", words, max).map(Some)
+        texts.encode("text", words, max).map(Some)
     }
 
     fn token_counts(tokens: &Option<TokenIds>) -> Vec<usize> {

@@ -10,7 +10,6 @@ use super::super::lenient;
 use super::inputs::model_of;
 use crate::http::context::RequestContext;
 use crate::http::error::ApiError;
-use crate::http::inference::reply;
 use crate::http::inference::start::Start;
 use crate::http::openapi::PlainErrors;
 use crate::http::state::HttpState;
@@ -74,11 +73,11 @@ pub(crate) async fn extract_hf_features(
         truncate: request.truncate == Some(true),
         normalize: request.normalize,
     };
-    let Embedded { vectors, hold, .. } = query.embed(&start, body).await?;
+    let Embedded { vectors, call, .. } = query.embed(&start, body).await?;
     let features = if is_list {
         HfFeatures::Many(vectors)
     } else {
         HfFeatures::One(vectors.into_iter().next().unwrap_or_default())
     };
-    reply::json(&features, hold)
+    call.respond(features).await
 }

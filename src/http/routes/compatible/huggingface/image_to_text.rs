@@ -80,7 +80,7 @@ pub(crate) async fn caption_hf_image(
     let answer = single.call.run(single.input).await.map_err(rename)?;
     let text = answer.into_texts().into_iter().next().ok_or_else(ApiError::internal)?;
     let caption = HfCaption { generated_text: text.text };
-    if wants_object { reply::json(&caption, None) } else { reply::json(&[caption], None) }
+    if wants_object { reply::json(&caption) } else { reply::json(&[caption]) }
 }
 
 /// True if the client is `@huggingface/inference` or a browser, which expect an object. Every browser and the `fetch` of

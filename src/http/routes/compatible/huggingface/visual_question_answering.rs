@@ -11,7 +11,6 @@ use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, Code};
 use crate::http::extract::fields::Text;
 use crate::http::extract::image_field::ImageField;
-use crate::http::inference::reply;
 use crate::http::inference::start::Start;
 use crate::http::openapi::PlainErrors;
 use crate::http::routes::vqa::{VqaInput, VqaPlan};
@@ -79,5 +78,5 @@ pub(crate) async fn answer_hf_question(
     let answers = single.call.run(single.input).await?.into_texts().into_iter();
     let answers =
         answers.map(|text| HfAnswer { score: text.logprob.exp().min(1.0), answer: text.text });
-    reply::json(&answers.collect::<Vec<_>>(), None)
+    single.call.respond(answers.collect::<Vec<_>>()).await
 }

@@ -13,7 +13,6 @@ use crate::http::context::RequestContext;
 use crate::http::error::ApiError;
 use crate::http::extract::fields::{Text, present};
 use crate::http::extract::template::Template;
-use crate::http::inference::reply;
 use crate::http::inference::start::Start;
 use crate::http::openapi::PlainErrors;
 use crate::http::routes::classify::{ClassifyInput, ClassifyPlan};
@@ -99,5 +98,5 @@ pub(crate) async fn classify_hf_image(
     let answer = single.call.run(single.input).await.map_err(rename)?;
     let labels = answer.into_labels().into_iter();
     let labels = labels.map(|(label, score)| HfLabel { score, label });
-    reply::json(&labels.collect::<Vec<_>>(), None)
+    single.call.respond(labels.collect::<Vec<_>>()).await
 }

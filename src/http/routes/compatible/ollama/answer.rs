@@ -163,7 +163,7 @@ impl LineWriter {
     pub(super) fn loaded(&self, keep_alive: &Brief) -> Result<Response, ApiError> {
         let unload = is_zero(keep_alive);
         let end = self.end(if unload { "unload" } else { "load" }, 0, 0);
-        reply::json(&self.line(String::new(), Some(end)), None)
+        reply::json(&self.line(String::new(), Some(end)))
     }
 }
 
@@ -187,7 +187,7 @@ pub(super) async fn respond(
     let texts = Box::pin(prepared.answer(&facts)).await?;
     let text = texts.into_iter().next().ok_or_else(ApiError::internal)?;
     let end = writer.end(reason(&text), facts.prompt_tokens, text.token_count);
-    Ok(note::with(note, reply::json(&writer.line(text.text, Some(end)), None)?))
+    Ok(note::with(note, reply::json(&writer.line(text.text, Some(end)))?))
 }
 
 /// Writes a stream, one JSON object per line.

@@ -125,7 +125,7 @@ pub(crate) struct OllamaShow {
     responses((status = 200, description = "The version.", body = OllamaVersion), PlainErrors),
 )]
 pub(crate) async fn show_ollama_version() -> Result<Response, ApiError> {
-    reply::json(&OllamaVersion { version: env!("CARGO_PKG_VERSION") }, None)
+    reply::json(&OllamaVersion { version: env!("CARGO_PKG_VERSION") })
 }
 
 /// List the loaded models (Ollama)
@@ -143,7 +143,7 @@ pub(crate) async fn list_ollama_models(
         modified_at: Some(now::started_rfc3339()),
         ..OllamaModel::from(&model.info)
     });
-    reply::json(&OllamaModels { models: models.collect() }, None)
+    reply::json(&OllamaModels { models: models.collect() })
 }
 
 /// List the models in memory, which are all (Ollama)
@@ -165,7 +165,7 @@ pub(crate) async fn list_running_ollama_models(
         }),
         ..OllamaModel::from(&model.info)
     });
-    reply::json(&OllamaModels { models: models.collect() }, None)
+    reply::json(&OllamaModels { models: models.collect() })
 }
 
 /// Describe a loaded model (Ollama)
@@ -203,7 +203,7 @@ pub(crate) async fn show_ollama_model(
         capabilities: capabilities(info),
         modified_at: now::started_rfc3339(),
     };
-    reply::json(&show, None)
+    reply::json(&show)
 }
 
 /// Refuse to download a model (Ollama)
@@ -225,7 +225,7 @@ pub(crate) async fn pull_ollama_model(
     let start = Start::new(&http, &state, &context)?;
     let request: OllamaShowRequest = start.json(&start.read_any_type(http).await?).await?;
     match model_name::find(&start.services().models, &request.model) {
-        Ok(_) => reply::json(&OllamaStatus { status: "success" }, None),
+        Ok(_) => reply::json(&OllamaStatus { status: "success" }),
         Err(error) => {
             let detail = format!("{}; a model is loaded only at the start (--model)", error.detail);
             Err(ApiError::new(Code::ModelNotFound, detail))

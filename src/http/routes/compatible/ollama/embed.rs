@@ -89,7 +89,7 @@ pub(crate) async fn embed_with_ollama_model(
     let body = start.read_any_type(http).await?;
     let request: OllamaEmbedRequest = start.json(&body).await?;
     let model = request.model.clone();
-    let (vectors, prompt_tokens, hold) = if request.input.is_empty() {
+    let (vectors, prompt_tokens, call) = if request.input.is_empty() {
         model_name::find(&start.services().models, &request.model)?;
         (Vec::new(), 0, None)
     } else {
@@ -101,8 +101,8 @@ pub(crate) async fn embed_with_ollama_model(
             truncate: request.truncate != Some(false),
             normalize: Some(true),
         };
-        let Embedded { vectors, prompt_tokens, hold, .. } = query.embed(&start, body).await?;
-        (vectors, prompt_tokens, hold)
+        let Embedded { vectors, prompt_tokens, call, .. } = query.embed(&start, body).await?;
+        (vectors, prompt_tokens, Some(call))
     };
     let answer = OllamaEmbeddings {
         model,
@@ -111,7 +111,10 @@ pub(crate) async fn embed_with_ollama_model(
         load_duration: nanoseconds(context.notes().task.unwrap_or_default().queue),
         prompt_eval_count: prompt_tokens,
     };
-    reply::json(&answer, hold)
+    match call {
+        Some(call) => call.respond(answer).await,
+        None => reply::json(&answer),
+    }
 }
 
 /// Embed a text (Ollama, older form)
@@ -133,7 +136,7 @@ pub(crate) async fn embed_text_with_ollama_model(
     let request: OllamaEmbeddingRequest = start.json(&body).await?;
     if request.prompt.is_empty() {
         model_name::find(&start.services().models, &request.model)?;
-        return reply::json(&OllamaEmbedding { embedding: Vec::new() }, None);
+        return reply::json(&OllamaEmbedding { embedding: Vec::new() });
     }
     let query = EmbeddingQuery {
         model: Some(request.model),
@@ -143,7 +146,7 @@ pub(crate) async fn embed_text_with_ollama_model(
         truncate: true,
         normalize: Some(false),
     };
-    let Embedded { vectors, .. } = query.embed(&start, body).await?;
+    let Embedded { vectors, call, .. } = query.embed(&start, body).await?;
     let embedding = vectors.into_iter().next().unwrap_or_default();
-    reply::json(&OllamaEmbedding { embedding }, None)
+    call.respond(OllamaEmbedding { embedding }).await
 }

@@ -9,7 +9,6 @@ use super::super::embedding_query::{Embedded, EmbeddingInputs, EmbeddingQuery, S
 use super::super::lenient;
 use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, Code};
-use crate::http::inference::reply;
 use crate::http::inference::start::Start;
 use crate::http::openapi::OpenAiErrors;
 use crate::http::routes::embeddings::{EncodingFormat, Values, packed};
@@ -111,7 +110,7 @@ pub(crate) async fn create_embeddings(
         truncate: false,
         normalize: None,
     };
-    let Embedded { model, vectors, prompt_tokens, hold } = query.embed(&start, body).await?;
+    let Embedded { model, vectors, prompt_tokens, call } = query.embed(&start, body).await?;
     let data = vectors.into_iter().enumerate().map(|(index, vector)| OpenAiEmbedding {
         object: "embedding",
         index,
@@ -126,5 +125,5 @@ pub(crate) async fn create_embeddings(
         model,
         usage: EmbeddingUsage { prompt_tokens, total_tokens: prompt_tokens },
     };
-    reply::json(&answer, hold)
+    call.respond(answer).await
 }

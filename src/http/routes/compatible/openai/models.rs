@@ -53,7 +53,7 @@ impl From<&Model> for OpenAiModel {
 )]
 pub(crate) async fn list_models(State(state): State<HttpState>) -> Result<Response, ApiError> {
     let data = state.services()?.models.iter().map(OpenAiModel::from).collect();
-    reply::json(&OpenAiModels { object: "list", data }, None)
+    reply::json(&OpenAiModels { object: "list", data })
 }
 
 /// Describe a loaded model (OpenAI)
@@ -72,5 +72,5 @@ pub(crate) async fn retrieve_model(
     Path(name): Path<String>,
 ) -> Result<Response, ApiError> {
     let model = model_name::find(&state.services()?.models, &name)?;
-    reply::json(&OpenAiModel::from(model), None)
+    reply::json(&OpenAiModel::from(model))
 }

@@ -64,7 +64,7 @@ pub(crate) async fn create_chat_completion(
         return Ok(note::with(note, ChunkStream::new(writer, stream).into_response()));
     }
     let texts = Box::pin(prepared.answer(&facts)).await?;
-    let response = reply::json(&ChatCompletion::new(&context, &facts, texts), None)?;
+    let response = reply::json(&ChatCompletion::new(&context, &facts, texts))?;
     Ok(note::with(facts.note, response))
 }
 

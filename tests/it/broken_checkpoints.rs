@@ -112,7 +112,7 @@ const CASES: &[Case] = &[
     // config.json.
     Case(
         |d| write(d, CONFIG, "{}"),
-        "DIR/config.json: architectures is []; accepted: BlipForConditionalGeneration, BlipForQuestionAnswering, BlipForImageTextRetrieval, BlipModel, BlipVisionModel or BlipTextModel",
+        "DIR/config.json has no architectures; accepted: BlipForConditionalGeneration, BlipForQuestionAnswering, BlipForImageTextRetrieval, BlipModel, BlipVisionModel or BlipTextModel",
     ),
     Case(
         |d| set(d, CONFIG, "architectures", json!(["ViTModel"])),

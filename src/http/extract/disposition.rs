@@ -13,15 +13,29 @@ use axum::http::{HeaderMap, header};
 pub(super) struct Disposition {
     /// Name of the form field; bytes that are not UTF-8 are replaced.
     pub(super) name: String,
-    /// True if the part has a `filename` or `filename*`, even an empty one.
-    has_file_name: bool,
-    /// True if the `filename` or `filename*` is not empty. HTML forms send an empty name for a file input without a
-    /// selection.
-    pub(super) names_file: bool,
+    file_name: FileName,
     /// True if the content type is `image/*` or `application/octet-stream`.
     is_binary: bool,
     /// True if the declared charset is not compatible with UTF-8. In that case, the part may contain only ASCII text.
     pub(super) foreign_charset: bool,
+}
+
+/// The `filename` or `filename*` of a part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FileName {
+    Absent,
+    /// HTML forms send an empty name for a file input without a selection.
+    Empty,
+    Given,
+}
+
+impl FileName {
+    /// Adds the value of a parameter. A part may have both parameters.
+    fn add(&mut self, is_empty: bool) {
+        if *self != Self::Given {
+            *self = if is_empty { Self::Empty } else { Self::Given };
+        }
+    }
 }
 
 impl Disposition {
@@ -29,17 +43,15 @@ impl Disposition {
     pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
         let given = headers.get(header::CONTENT_DISPOSITION)?.as_bytes();
         let mut name = None;
-        let (mut has_file_name, mut names_file) = (false, false);
+        let mut file_name = FileName::Absent;
         for (key, value) in parameters(given) {
             if key.eq_ignore_ascii_case(b"name") {
                 name.get_or_insert(value);
             } else if key.eq_ignore_ascii_case(b"filename") {
-                has_file_name = true;
-                names_file |= !value.is_empty();
+                file_name.add(value.is_empty());
             } else if key.eq_ignore_ascii_case(b"filename*") {
-                has_file_name = true;
                 // A charset and a language come first: `utf-8'en'cat.png` (RFC 5987).
-                names_file |= !value.is_empty() && !value.ends_with(b"''");
+                file_name.add(value.is_empty() || value.ends_with(b"''"));
             }
         }
         let name = String::from_utf8_lossy(&name?).into_owned();
@@ -47,8 +59,7 @@ impl Disposition {
         let media_type = media_type.unwrap_or_default();
         Some(Self {
             name,
-            has_file_name,
-            names_file,
+            file_name,
             is_binary: is_binary(media_type),
             foreign_charset: charset(media_type).is_some_and(|name| !is_utf8_compatible(&name)),
         })
@@ -56,7 +67,12 @@ impl Disposition {
 
     /// True if the part contains the bytes of an image, false if it contains text.
     pub(super) fn is_file(&self) -> bool {
-        self.has_file_name || self.is_binary
+        self.file_name != FileName::Absent || self.is_binary
+    }
+
+    /// True if the part has a file name that is not empty.
+    pub(super) fn names_file(&self) -> bool {
+        self.file_name == FileName::Given
     }
 }
 
@@ -195,7 +211,7 @@ mod tests {
             (br#"form-data; name="image"; filename*=utf-8''"#, false),
             (br#"form-data; name="image""#, false),
         ] {
-            assert_eq!(of(case, b"").unwrap().names_file, expected, "{}", case.escape_ascii());
+            assert_eq!(of(case, b"").unwrap().names_file(), expected, "{}", case.escape_ascii());
         }
     }
 

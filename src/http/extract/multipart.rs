@@ -156,7 +156,7 @@ impl<'a> Parts<'a> {
         let Some(bytes) = self.collect(field, max).await? else {
             return Err(super::image_file_too_large(&self.next_path(name), max));
         };
-        if bytes.is_empty() && !head.names_file {
+        if bytes.is_empty() && !head.names_file() {
             // An HTML form sends an empty file without a name for a file input without a selection. The field is absent.
             *self.files(name) -= 1;
             return Ok(FormValue::Text(String::new()));

@@ -32,7 +32,7 @@ fn multipart_bombs() -> Vec<Bomb> {
         multipart(
             "multipart of 100,000 files",
             part("name=\"images\"; filename=\"a\"", "", b"a").repeat(100_000),
-            &[422],
+            &[400],
         ),
         multipart(
             "multipart of 100,000 nameless parts",

@@ -226,7 +226,7 @@ impl<'a> Exchange<'a> {
             && self.summary.done == 0
             && is_of_all(&shared.lines, &item, error)
         {
-            return Err(RunError::Parameters(row::detail(error)));
+            return Err(RunError::Parameters(error.clone()));
         }
         self.write(outputs, &item, outcome)?;
         self.progress.advanced(&self.summary);

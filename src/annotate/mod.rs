@@ -5,7 +5,7 @@
 //! pictures -> reader (a thread: size, time, base64) -> exchange (lines out, answers in) -> outputs (table, sidecars, npy)
 //! ```
 //!
-//! - `pictures`: finds the pictures. `reader`: reads them ahead, and leaves out those that are done.
+//! - `pictures`: finds the pictures. `reader`: reads them ahead, and leaves out those that are done. `plan`: a dry run.
 //! - `service`: the interface of `/bulk`, in this process or on a server. `remote` is the latter.
 //! - `exchange`: sends lines, receives answers, and sends again what a broken connection left without an answer.
 //! - `outputs`: the table (`table`, `columns`), files beside the pictures (`sidecar`), vectors (`npy`).
@@ -17,14 +17,17 @@ mod exchange;
 mod npy;
 mod outputs;
 mod pictures;
+mod plan;
 mod reader;
 mod remote;
 mod row;
 mod service;
 mod sidecar;
 mod table;
+#[cfg(test)]
+mod tests;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
@@ -33,7 +36,8 @@ use tokio_util::sync::CancellationToken;
 use self::exchange::Exchange;
 pub use self::outputs::OutputError;
 use self::outputs::Outputs;
-pub use self::pictures::{PatternError, Pictures};
+pub use self::pictures::{ListError, PatternError, Pictures};
+pub use self::plan::{Planned, plan};
 pub use self::remote::Remote;
 pub use self::service::{BulkService, Lines, SendError};
 pub use self::sidecar::SidecarFormat;
@@ -95,7 +99,7 @@ pub struct Job {
     pub pictures: Arc<Pictures>,
     /// Fields of the request that all pictures share.
     pub fields: Map<String, Value>,
-    /// Table of rows: JSON lines, or CSV if the name ends in `.csv`. `None` for no table, `-` for standard output.
+    /// Table of rows: CSV if the name ends in `.csv`, otherwise JSON lines. `None` for no table, `-` for standard output.
     pub table: Option<PathBuf>,
     /// Files beside the pictures.
     pub sidecars: Vec<SidecarFormat>,
@@ -115,6 +119,15 @@ pub struct Job {
     pub max_image_bytes: usize,
 }
 
+impl Job {
+    /// True if a later run can tell what this one has done: it writes files, not to standard output alone.
+    #[must_use]
+    pub fn can_be_resumed(&self) -> bool {
+        let has_table = self.table.as_ref().is_some_and(|path| path != Path::new("-"));
+        has_table || !self.sidecars.is_empty() || self.npy.is_some()
+    }
+}
+
 /// What a run has done.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Summary {
@@ -130,6 +143,14 @@ pub struct Summary {
     pub interrupted: bool,
 }
 
+impl Summary {
+    /// True if there was no picture to run.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.done + self.failed + self.skipped == 0 && !self.interrupted
+    }
+}
+
 /// Why a run could not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -142,9 +163,9 @@ pub enum RunError {
     /// The thread that reads pictures has ended early. The log has the reason.
     #[error("the pictures cannot be read to the end; what was answered is written")]
     Reader,
-    /// A parameter is wrong, so every picture would fail.
-    #[error("{0}")]
-    Parameters(String),
+    /// A parameter is wrong, so every picture would fail. The problem is that of the first.
+    #[error("{}", row::detail(.0))]
+    Parameters(Map<String, Value>),
 }
 
 /// Receives what happens during a run, to show it.
@@ -186,26 +207,11 @@ impl Run {
         let done = self.outputs.done();
         let reader = reader::start(&self.job, done, &progress, stop.clone());
         let exchange = Exchange::new(service, progress.as_ref(), stop);
-        exchange.run(reader, &mut self.outputs).await
+        let ran = exchange.run(reader, &mut self.outputs).await;
+        // After an error as well, because what was answered until then counts.
+        let synced = self.outputs.sync();
+        let summary = ran?;
+        synced?;
+        Ok(summary)
     }
-}
-
-/// Returns the names of the pictures that a job would process, for a dry run.
-///
-/// # Errors
-/// Says which path cannot be read.
-pub fn names(job: &Job) -> Result<Vec<String>, String> {
-    let mut names = Vec::new();
-    let mut wrong = None;
-    job.pictures.each(&mut |found| match found {
-        Ok(found) => {
-            names.push(found.place.name());
-            true
-        }
-        Err(missing) => {
-            wrong = Some(format!("{}: {}", missing.path, missing.reason));
-            false
-        }
-    });
-    wrong.map_or(Ok(names), Err)
 }

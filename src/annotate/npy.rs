@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::Existing;
 use super::outputs::OutputError;
-use super::table::beside;
+use super::table::{beside, synced};
 
 /// Size of the header, which has room for any number of rows.
 const HEADER: usize = 128;
@@ -61,6 +61,31 @@ impl Npy {
         Ok((npy, names.into_iter().collect()))
     }
 
+    /// Reads the paths of the vectors that [`open`](Self::open) would keep, and changes nothing.
+    ///
+    /// # Errors
+    /// If the file exists and must not be replaced, is not of this kind, or cannot be read.
+    pub(super) fn look(path: &Path, existing: Existing) -> Result<HashSet<String>, OutputError> {
+        let exists = fs::metadata(path).is_ok_and(|metadata| metadata.len() > 0);
+        match existing {
+            Existing::Refuse if exists => Err(OutputError::Exists(path.into())),
+            Existing::Resume if exists => {
+                Ok(consistent(path, &list_of(path))?.0.into_iter().collect())
+            }
+            Existing::Refuse | Existing::Resume | Existing::Overwrite => Ok(HashSet::new()),
+        }
+    }
+
+    /// Waits until both files are on the disk: the vectors first, so that a path always has its vector.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub(super) fn sync(&self) -> Result<(), OutputError> {
+        synced(&self.vectors)
+            .and_then(|()| synced(&self.paths))
+            .map_err(|error| OutputError::of("write", &self.path, error))
+    }
+
     /// Keeps only vectors whose path is wanted.
     ///
     /// # Errors
@@ -90,6 +115,9 @@ impl Npy {
                     rows += 1;
                 }
             }
+            // A crash of the machine right after a rename would otherwise leave an empty file under the name.
+            vectors.sync_all()?;
+            paths.sync_all()?;
             // While the list is empty, no vector counts: an interruption costs work, but no vector gets another's path.
             self.paths.set_len(0)?;
             fs::rename(&new, &self.path)?;

@@ -35,6 +35,9 @@ pub enum OutputError {
     /// A table to continue is not one of this command with these questions, texts or labels.
     #[error("{} has other columns or fields than this command writes; use another file, or --overwrite", .0.display())]
     OtherColumns(PathBuf),
+    /// Whoever read the rows on standard output has closed it.
+    #[error("nobody reads standard output any more")]
+    ReaderGone,
     /// Another run writes to the table.
     #[error("another run writes to {}", .0.display())]
     Busy(PathBuf),
@@ -102,36 +105,18 @@ impl Outputs {
                 (Some(npy), Some(done))
             }
         };
-        // A row whose other outputs are missing is written again.
-        let is_wanted = |path: &str| {
-            of_npy.as_ref().is_none_or(|done| done.contains(path))
-                && sidecars.exist(Path::new(path))
-        };
+        let is_wanted = |path: &str| is_complete(of_npy.as_ref(), &sidecars, path);
         let (mut table, mut earlier) = (None, None);
         if let Some(path) = &job.table {
             let columns = Columns::new(job.kind, &job.fields);
-            let (existing, identity) = (job.existing, job.identity);
-            let opening = Opening { existing, identity, has_lists: job.pictures.has_lists() };
-            let (opened, found) = Table::open(path, columns, opening, &is_wanted)?;
+            let (opened, found) = Table::open(path, columns, opening(job), &is_wanted)?;
             earlier = opened.is_file().then_some(found);
             table = Some(opened);
         }
         if let (Some(npy), Some(earlier)) = (&mut npy, &earlier) {
             npy.retain(&|path| earlier.done.contains(path))?;
         }
-        let is_listed = earlier.is_some() || npy.is_some();
-        let Earlier { done, dropped } = earlier.unwrap_or_else(|| Earlier {
-            done: of_npy.unwrap_or_default(),
-            dropped: HashSet::new(),
-        });
-        let (paths, dropped) = (Arc::new(done), Arc::new(dropped));
-        let done = Done {
-            paths,
-            dropped,
-            is_listed,
-            sidecars: Arc::clone(&sidecars),
-            existing: job.existing,
-        };
+        let done = Done::new(job, Arc::clone(&sidecars), earlier, of_npy);
         Ok(Self { table, npy, sidecars, done, least_match: job.least_match })
     }
 
@@ -163,6 +148,27 @@ impl Outputs {
         }
         Ok(Written { problem: outcome.err(), rejected })
     }
+
+    /// Waits until the table and the vectors are on the disk, at the end of a run.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub(super) fn sync(&self) -> Result<(), OutputError> {
+        if let Some(npy) = &self.npy {
+            npy.sync()?;
+        }
+        self.table.as_ref().map_or(Ok(()), Table::sync)
+    }
+}
+
+fn opening(job: &Job) -> Opening {
+    let (existing, identity) = (job.existing, job.identity);
+    Opening { existing, identity, has_lists: job.pictures.has_lists() }
+}
+
+/// True if the other outputs of a row exist. Otherwise it is written again.
+fn is_complete(of_npy: Option<&HashSet<String>>, sidecars: &Sidecars, path: &str) -> bool {
+    of_npy.is_none_or(|done| done.contains(path)) && sidecars.exist(Path::new(path))
 }
 
 /// Leaves out captions whose probability of a match is below `least`. Returns their number.
@@ -176,6 +182,39 @@ fn leave_out(answer: &mut Map<String, Value>, least: f64) -> u64 {
 }
 
 impl Done {
+    /// `earlier` is `None` without a table on disk, `of_npy` without vectors.
+    fn new(
+        job: &Job,
+        sidecars: Arc<Sidecars>,
+        earlier: Option<Earlier>,
+        of_npy: Option<HashSet<String>>,
+    ) -> Self {
+        let is_listed = earlier.is_some() || of_npy.is_some();
+        let Earlier { done, dropped } = earlier.unwrap_or_else(|| Earlier {
+            done: of_npy.unwrap_or_default(),
+            dropped: HashSet::new(),
+        });
+        let (paths, dropped, existing) = (Arc::new(done), Arc::new(dropped), job.existing);
+        Self { paths, dropped, is_listed, sidecars, existing }
+    }
+
+    /// Reads what earlier runs have done, and changes nothing: for a dry run.
+    ///
+    /// # Errors
+    /// If a run could not start: an output exists and must not be replaced, or cannot be read.
+    pub(super) fn look(job: &Job) -> Result<Self, OutputError> {
+        let sidecars = Arc::new(Sidecars::new(job));
+        let npy = job.npy.as_ref().map(|path| Npy::look(path, job.existing));
+        let of_npy = npy.transpose()?;
+        let is_wanted = |path: &str| is_complete(of_npy.as_ref(), &sidecars, path);
+        let columns = || Columns::new(job.kind, &job.fields);
+        let table = job.table.as_ref();
+        let earlier = table
+            .map(|path| Table::look(path, &columns(), opening(job), &is_wanted))
+            .transpose()?;
+        Ok(Self::new(job, Arc::clone(&sidecars), earlier.flatten(), of_npy))
+    }
+
     /// True if files beside this picture may be replaced. Without `--overwrite`, only those of a row that was dropped.
     fn replaces(&self, item: &Item) -> bool {
         self.existing == Existing::Overwrite || self.dropped.contains(&item.place.name())

@@ -1,5 +1,6 @@
 //! Finds pictures: files, folders, lists of paths and URLs, and JSON lines.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -32,6 +33,14 @@ pub struct Pictures {
 pub struct PatternError {
     pattern: String,
     reason: globset::ErrorKind,
+}
+
+/// A list of pictures cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read the list {}: {source}", path.display())]
+pub struct ListError {
+    path: PathBuf,
+    source: io::Error,
 }
 
 /// Where one picture is.
@@ -76,10 +85,48 @@ impl Pictures {
         !self.lists.is_empty() || self.paths.iter().any(|path| path == "-")
     }
 
-    /// True if the pictures can be counted before they are processed: nothing is read from standard input.
+    /// Checks that the lists can be read, before anything is done for their pictures.
+    ///
+    /// # Errors
+    /// Names the first list that cannot be read.
+    pub fn check_lists(&self) -> Result<(), ListError> {
+        let check = |list: &Path| match fs::metadata(list)? {
+            metadata if metadata.is_dir() => Err(io::Error::other("it is a folder")),
+            metadata if metadata.is_file() => File::open(list).map(drop),
+            // Opening a pipe and closing it again would end its writer.
+            _ => Ok(()),
+        };
+        let mut lists = self.lists.iter().filter(|list| list.as_path() != Path::new("-"));
+        lists.try_for_each(|list| {
+            check(list).map_err(|source| ListError { path: list.clone(), source })
+        })
+    }
+
+    /// Says where no picture was found, and what was there instead. For a run without any picture.
+    #[must_use]
+    pub fn nothing_found(&self) -> String {
+        let is_folder = |path: &&String| !is_url(path) && Path::new(path).is_dir();
+        let mut there = LeftOut::default();
+        for folder in self.paths.iter().filter(is_folder) {
+            there.add(Path::new(folder));
+        }
+        let name = |path: &str| match path {
+            "-" => "the list on standard input".to_owned(),
+            path => path.to_owned(),
+        };
+        let lists = self.lists.iter().map(|list| name(&list.display().to_string()));
+        let places: Vec<String> = self.paths.iter().map(|path| name(path)).chain(lists).collect();
+        let text = format!("no pictures in {}", places.join(", "));
+        if !self.paths.iter().any(|path| is_folder(&path)) {
+            return text;
+        }
+        format!("{text} (looked for names ending in {}{there})", EXTENSIONS.join(", "))
+    }
+
+    /// True if the pictures can be counted before they are processed. What is read from standard input or from a pipe, such
+    /// as `--list <(find ...)`, would be missing from the run.
     pub(super) fn can_be_read_twice(&self) -> bool {
-        let is_input = |path: &Path| path == Path::new("-");
-        !self.paths.iter().any(|path| path == "-") && !self.lists.iter().any(|path| is_input(path))
+        !self.paths.iter().any(|path| path == "-") && self.lists.iter().all(|list| list.is_file())
     }
 
     /// Calls `visit` for each picture in turn, until it returns false. Pictures of a folder come in the order of their
@@ -105,6 +152,9 @@ impl Pictures {
         visit: &mut dyn FnMut(Result<Found, Missing>) -> bool,
     ) -> bool {
         if !path.is_dir() {
+            if let Some(reason) = unexpanded(path) {
+                return visit(Err(Missing { path: path.display().to_string(), reason }));
+            }
             // A file that was named is taken whatever its name is.
             return visit(Ok(Found::at(Place::File(path.to_owned()))));
         }
@@ -134,6 +184,57 @@ impl Pictures {
             }
         }
         true
+    }
+}
+
+/// What a folder has that is not taken.
+#[derive(Debug, Default)]
+struct LeftOut {
+    /// Pictures that the patterns leave out.
+    pictures: usize,
+    /// Files of other types.
+    others: usize,
+    /// Symbolic links to folders.
+    links: usize,
+}
+
+impl LeftOut {
+    fn add(&mut self, folder: &Path) {
+        for entry in WalkDir::new(folder).into_iter().flatten() {
+            let (path, is_link) = (entry.path(), entry.path_is_symlink());
+            match () {
+                () if is_link && entry.depth() > 0 && path.is_dir() => self.links += 1,
+                () if is_no_file(path) => {}
+                () if is_picture(path) => self.pictures += 1,
+                () => self.others += 1,
+            }
+        }
+    }
+}
+
+/// As the end of a sentence; empty if there is nothing to tell.
+impl fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, one, many) in [
+            (self.others, "other file was skipped", "other files were skipped"),
+            (
+                self.pictures,
+                "picture is left out by --include or --exclude",
+                "pictures are left out by --include or --exclude",
+            ),
+            (
+                self.links,
+                "symbolic link to a folder was not followed",
+                "symbolic links to folders were not followed",
+            ),
+        ] {
+            match number {
+                0 => {}
+                1 => write!(f, "; 1 {one}")?,
+                number => write!(f, "; {number} {many}")?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -254,6 +355,22 @@ fn patterns(patterns: &[String]) -> Result<GlobSet, PatternError> {
         set.add(Glob::new(pattern.trim_end_matches('/')).map_err(|error| wrong(pattern, &error))?);
     }
     set.build().map_err(|error| wrong(&patterns.join(" "), &error))
+}
+
+/// Returns what to do about a path that does not exist and looks like a pattern, which only shells expand.
+fn unexpanded(path: &Path) -> Option<String> {
+    let is_pattern = |text: &Path| text.to_string_lossy().contains(['*', '?', '[']);
+    if !is_pattern(path) || fs::symlink_metadata(path).is_ok() {
+        return None;
+    }
+    let folder = path.ancestors().find(|folder| !is_pattern(folder))?;
+    let pattern = path.strip_prefix(folder).ok()?.display();
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    Some(format!(
+        "no such file; to use a pattern, name the folder and the pattern ({} --include '{pattern}'), or leave out the \
+         quotes so that the shell expands it",
+        folder.display()
+    ))
 }
 
 fn is_url(text: &str) -> bool {

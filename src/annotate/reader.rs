@@ -54,6 +54,24 @@ pub(super) struct Reader {
     pub(super) lines: LineMaker,
 }
 
+/// Decides about each picture that was found: one that is named twice is taken once, and what earlier runs have done is
+/// left out. Runs and dry runs use it.
+pub(super) struct Sieve {
+    /// The fields of each picture, by its key.
+    seen: HashMap<[u8; 16], [u8; 16]>,
+    done: Done,
+}
+
+/// What to do with a picture that was found.
+pub(super) enum Sorted {
+    Take(Item),
+    /// It was named before.
+    Repeated,
+    /// It was done by an earlier run.
+    Skipped,
+    Failed(Item, Map<String, Value>),
+}
+
 /// Starts reading.
 pub(super) fn start(
     job: &Job,
@@ -76,18 +94,13 @@ pub(super) fn start(
     }
     let maker = lines.clone();
     tokio::task::spawn_blocking(move || {
-        let mut seen = HashMap::new();
+        let mut sieve = Sieve::new(done);
         pictures.each(&mut |found| {
-            let read = match found {
-                Err(missing) => failed(missing),
-                Ok(found) => match seen.insert(found.place.key(), key(fields_of(&found))) {
-                    None => maker.read(found, &done),
-                    // A picture that was named twice.
-                    Some(fields) if fields == key(fields_of(&found)) => {
-                        return !stop.is_cancelled();
-                    }
-                    Some(_) => named_twice(found),
-                },
+            let read = match sieve.sort(found) {
+                Sorted::Take(item) => maker.read(item),
+                Sorted::Repeated => return !stop.is_cancelled(),
+                Sorted::Skipped => Read::Skipped,
+                Sorted::Failed(item, problem) => Read::Failed(item, problem),
             };
             !stop.is_cancelled() && sender.blocking_send(read).is_ok()
         });
@@ -121,33 +134,48 @@ fn fields_of(found: &Found) -> String {
     Value::Object(found.fields.clone()).to_string()
 }
 
-/// Each picture has one row.
-fn named_twice(Found { place, fields }: Found) -> Read {
-    let detail = "was named before with other fields; ask for everything in one line";
-    Read::Failed(Item { place, fields, file: FileFacts::default() }, problem("named_twice", detail))
-}
+impl Sieve {
+    pub(super) fn new(done: Done) -> Self {
+        Self { seen: HashMap::new(), done }
+    }
 
-fn failed(Missing { path, reason }: Missing) -> Read {
-    let (fields, file) = (Map::new(), FileFacts::default());
-    Read::Failed(
-        Item { place: Place::File(path.into()), fields, file },
-        problem("unreadable", reason),
-    )
-}
-
-impl LineMaker {
-    fn read(&self, Found { place, fields }: Found, done: &Done) -> Read {
-        let mut item = Item { place, fields, file: FileFacts::default() };
+    pub(super) fn sort(&mut self, found: Result<Found, Missing>) -> Sorted {
+        let file = FileFacts::default();
+        let found = match found {
+            Ok(found) => found,
+            Err(Missing { path, reason }) => {
+                let item = Item { place: Place::File(path.into()), fields: Map::new(), file };
+                return Sorted::Failed(item, problem("unreadable", reason));
+            }
+        };
+        let fields = key(fields_of(&found));
+        let before = self.seen.insert(found.place.key(), fields);
+        let Found { place, fields: own } = found;
+        let item = Item { place, fields: own, file };
+        if before == Some(fields) {
+            return Sorted::Repeated;
+        }
+        if before.is_some() {
+            // Each picture has one row.
+            let detail = "was named before with other fields; ask for everything in one line";
+            return Sorted::Failed(item, problem("named_twice", detail));
+        }
         if let Place::File(path) = &item.place
             && path.to_str().is_none()
         {
-            return Read::Failed(item, problem("unreadable", "its name is not UTF-8; rename it"));
+            let problem = problem("unreadable", "its name is not UTF-8; rename it");
+            return Sorted::Failed(item, problem);
         }
-        match done.check(&item) {
-            Ok(true) => return Read::Skipped,
-            Ok(false) => {}
-            Err(reason) => return Read::Failed(item, problem("exists", reason)),
+        match self.done.check(&item) {
+            Ok(true) => Sorted::Skipped,
+            Ok(false) => Sorted::Take(item),
+            Err(reason) => Sorted::Failed(item, problem("exists", reason)),
         }
+    }
+}
+
+impl LineMaker {
+    fn read(&self, mut item: Item) -> Read {
         match self.line(&mut item) {
             Ok(line) => Read::Picture(item, line),
             Err(reason) => Read::Failed(item, problem("unreadable", reason)),
@@ -191,26 +219,41 @@ impl LineMaker {
     }
 
     fn file(&self, path: &Path) -> io::Result<(Vec<u8>, FileFacts)> {
-        // Before it is opened: opening a named pipe waits for its writer.
-        if !fs::metadata(path)?.is_file() {
-            return Err(io::Error::other("is no regular file"));
-        }
-        let file = File::open(path)?;
-        let metadata = file.metadata()?;
+        let (file, metadata) = open(path)?;
         let mut facts = facts(&metadata);
         let mut bytes = Vec::new();
         let read = file.take(self.max_image_bytes as u64 + 1).read_to_end(&mut bytes)?;
         if read > self.max_image_bytes {
-            let max = self.max_image_bytes;
-            return Err(io::Error::other(format!(
-                "larger than {max} bytes (input.max_image_bytes)"
-            )));
+            return Err(too_large(self.max_image_bytes));
         }
         if self.identity == Identity::Sha256 {
             facts.sha256 = Some(sha256(&bytes));
         }
         Ok((bytes, facts))
     }
+}
+
+/// Checks that a picture can be read, without reading it: for a dry run.
+///
+/// # Errors
+/// Why it cannot be read.
+pub(super) fn check_file(path: &Path, max_image_bytes: usize) -> io::Result<()> {
+    let (_, metadata) = open(path)?;
+    if metadata.len() > max_image_bytes as u64 { Err(too_large(max_image_bytes)) } else { Ok(()) }
+}
+
+fn open(path: &Path) -> io::Result<(File, fs::Metadata)> {
+    // Before it is opened: opening a named pipe waits for its writer.
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("is no regular file"));
+    }
+    let file = File::open(path)?;
+    let metadata = file.metadata()?;
+    Ok((file, metadata))
+}
+
+fn too_large(max: usize) -> io::Error {
+    io::Error::other(format!("larger than {max} bytes (input.max_image_bytes)"))
 }
 
 fn facts(metadata: &fs::Metadata) -> FileFacts {

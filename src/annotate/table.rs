@@ -72,8 +72,7 @@ impl Table {
             let table = Self { path: path.into(), file: None, csv: None, is_new: false };
             return Ok((table, Earlier::default()));
         }
-        let is_csv =
-            path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
+        let is_csv = is_csv(path);
         let mut file = locked(path)?;
         let (mut earlier, mut is_new) = (Earlier::default(), true);
         if file.metadata().is_ok_and(|metadata| metadata.len() > 0) {
@@ -88,6 +87,43 @@ impl Table {
         }
         let csv = is_csv.then_some(columns);
         Ok((Self { path: path.into(), file: Some(file), csv, is_new }, earlier))
+    }
+
+    /// Reads the pictures that have rows, and changes nothing. `None` for standard output.
+    ///
+    /// # Errors
+    /// If the file exists and must not be replaced, is no table of this command, or cannot be read.
+    pub(super) fn look(
+        path: &Path,
+        columns: &Columns,
+        opening: Opening,
+        is_wanted: &dyn Fn(&str) -> bool,
+    ) -> Result<Option<Earlier>, OutputError> {
+        if path == Path::new("-") {
+            return Ok(None);
+        }
+        match (fs::metadata(path), opening.existing) {
+            (Err(error), _) if error.kind() != io::ErrorKind::NotFound || has_no_folder(path) => {
+                Err(OutputError::of("write", path, error))
+            }
+            (Ok(metadata), Existing::Refuse) if metadata.len() > 0 => {
+                Err(OutputError::Exists(path.into()))
+            }
+            (Ok(metadata), Existing::Resume) if metadata.len() > 0 => {
+                let table = (columns, is_csv(path));
+                kept_rows(path, table, opening, is_wanted, &mut |_| Ok(())).map(Some)
+            }
+            (Ok(_) | Err(_), _) => Ok(Some(Earlier::default())),
+        }
+    }
+
+    /// Waits until the rows are on the disk.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub(super) fn sync(&self) -> Result<(), OutputError> {
+        let synced = self.file.as_ref().map_or(Ok(()), synced);
+        synced.map_err(|error| OutputError::of("write", &self.path, error))
     }
 
     /// True unless the rows go to standard output.
@@ -107,7 +143,12 @@ impl Table {
         let written = match &mut self.file {
             None => {
                 let mut output = io::stdout().lock();
-                output.write_all(&row).and_then(|()| output.flush())
+                match output.write_all(&row).and_then(|()| output.flush()) {
+                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                        return Err(OutputError::ReaderGone);
+                    }
+                    written => written,
+                }
             }
             Some(file) if self.is_new => {
                 // Only now it is certain that the run works.
@@ -188,15 +229,31 @@ fn copy_kept(
     opening: Opening,
     is_wanted: &dyn Fn(&str) -> bool,
 ) -> Result<Earlier, OutputError> {
-    let read = |error: io::Error| OutputError::of("read", path, error);
     let write = |error: io::Error| OutputError::of("write", path, error);
-    let mut earlier = Earlier::default();
     let mut output = BufWriter::new(File::create(new).map_err(write)?);
     output.write_all(&header(is_csv.then_some(columns))).map_err(write)?;
+    let mut keep = |row: &[u8]| output.write_all(row).map_err(write);
+    let earlier = kept_rows(path, (columns, is_csv), opening, is_wanted, &mut keep)?;
+    // Before it is renamed: a crash of the machine could otherwise leave an empty table in place of all earlier rows.
+    let file = output.into_inner().map_err(|error| write(error.into_error()))?;
+    file.sync_all().map_err(write)?;
+    Ok(earlier)
+}
+
+/// Passes the rows to keep to `keep`. Returns the pictures with rows.
+fn kept_rows(
+    path: &Path,
+    (columns, is_csv): (&Columns, bool),
+    opening: Opening,
+    is_wanted: &dyn Fn(&str) -> bool,
+    keep: &mut dyn FnMut(&[u8]) -> Result<(), OutputError>,
+) -> Result<Earlier, OutputError> {
+    let read = |error: io::Error| OutputError::of("read", path, error);
+    let mut earlier = Earlier::default();
     let mut visit = |row: Kept| -> Result<(), OutputError> {
         let is_kept = !row.failed && is_wanted(&row.path) && row.is_current(opening.identity);
         if is_kept && !earlier.done.contains(&row.path) {
-            output.write_all(&row.bytes).map_err(write)?;
+            keep(&row.bytes)?;
             earlier.done.insert(row.path);
         } else {
             earlier.dropped.insert(row.path);
@@ -210,8 +267,23 @@ fn copy_kept(
         let fits = |row: &Map<String, Value>| columns.fits(row, opening.has_lists);
         each_json_row(input, path, &fits, &mut visit)?;
     }
-    output.flush().map_err(write)?;
     Ok(earlier)
+}
+
+/// Tables are CSV if the name says so, and JSON lines otherwise.
+fn is_csv(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"))
+}
+
+/// True if the folder in which a file would be created does not exist.
+fn has_no_folder(path: &Path) -> bool {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    folder.is_some_and(|folder| !folder.is_dir())
+}
+
+/// Waits until a file is on the disk. Devices and pipes have none.
+pub(super) fn synced(file: &File) -> io::Result<()> {
+    if file.metadata()?.is_file() { file.sync_all() } else { Ok(()) }
 }
 
 /// Returns the path of a temporary file beside a file.

@@ -46,6 +46,9 @@ pub(super) enum CommandError {
     /// Some files failed; the others are done.
     #[error("{0}")]
     SomeFailed(String),
+    /// Nobody reads the answers on standard output any more, so the others are not computed. There is no message.
+    #[error("nobody reads standard output any more")]
+    ReaderGone,
     /// The command ran, but its result is negative, such as a server that is not ready or a wrong answer.
     #[error("{0}")]
     Negative(String),
@@ -86,7 +89,9 @@ impl CommandError {
             Self::Failed { source, .. } if is_checkpoint_fault(&**source) => {
                 ExitCode::from(BAD_CONFIGURATION)
             }
-            Self::Hub(_) | Self::Failed { .. } | Self::Negative(_) => ExitCode::FAILURE,
+            Self::Hub(_) | Self::Failed { .. } | Self::ReaderGone | Self::Negative(_) => {
+                ExitCode::FAILURE
+            }
         }
     }
 

@@ -25,6 +25,7 @@ mod mcp;
 mod mock;
 mod openapi;
 mod print_config;
+mod printable;
 mod serve;
 mod signals;
 mod verify;
@@ -56,8 +57,12 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, environment: &Environm
             logging::flush();
             ExitCode::SUCCESS
         }
+        // Whoever has read enough of the output, such as `head`, needs no message.
+        Err(error @ CommandError::ReaderGone) => error.exit_code(),
         Err(error) => {
-            logging::write_error(&format!("blip-server: {}", error.with_causes()));
+            let text = error.with_causes();
+            let lines: Vec<_> = text.lines().map(printable::printable).collect();
+            logging::write_error(&format!("blip-server: {}", lines.join("\n")));
             error.exit_code()
         }
     }

@@ -205,6 +205,31 @@ fn an_interrupted_run_keeps_what_is_done() {
 }
 
 #[test]
+fn an_interrupted_run_that_cannot_be_resumed_says_so() {
+    use std::io::{BufRead, BufReader};
+
+    let mut server = ServerProcess::start(&["--image-us", "50000"], &[]);
+    let url = url(&mut server);
+    let names: Vec<String> = (0..60).map(|number| format!("{number}.png")).collect();
+    let folder = folder(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut child = command(folder.path(), &["embed", ".", "--server", &url])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    lines.next().unwrap().unwrap();
+    let process = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(process, rustix::process::Signal::TERM).unwrap();
+    lines.for_each(drop);
+    let ended = child.wait_with_output().unwrap();
+    let log = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(1), "{log}");
+    assert!(log.contains("interrupted") && log.contains("--output FILE"), "{log}");
+    assert!(!log.contains("--resume does the rest"), "{log}");
+}
+
+#[test]
 fn files_beside_pictures_have_their_stem_unless_two_share_it() {
     let mut server = ServerProcess::start(&[], &[]);
     let url = url(&mut server);
@@ -305,7 +330,14 @@ fn a_wrong_command_says_so_before_it_works() {
     let url = url(&mut server);
     let folder = folder(&["a.png", "b.png"]);
     for (arguments, code, words) in [
-        (&["caption", ".", "--num-beams", "99"][..], 2, "num_beams"),
+        (&["caption", ".", "--num-beams", "99"][..], 2, "--num-beams: invalid value"),
+        (&["caption", ".", "--temperature", "0.5"], 2, "without --do-sample; set --do-sample"),
+        (&["caption", ".", "--prefix", "a "], 2, "need --sidecar txt"),
+        (&["caption", ".", "--language", "en"], 2, "needs --sidecar xmp"),
+        (&["caption", ".", "--verify", "abc"], 2, "a probability from 0 to 1"),
+        (&["caption", ".", "--verify", "1.5"], 2, "a probability from 0 to 1"),
+        (&["caption", ".", "-o", "cap.tsv"], 2, "cap.tsv: the name must end in .csv"),
+        (&["caption", ".", "-o", "out.txt", "--resume"], 2, "out.txt: the name must end in .csv"),
         (&["caption", ".", "--include", "[a"], 2, "no pattern"),
         (&["caption", ".", "--model", "none"], 2, "model_not_found"),
         (&["classify", "."], 2, "--label"),
@@ -317,6 +349,214 @@ fn a_wrong_command_says_so_before_it_works() {
     assert_eq!(printed, "./a.png\n./b.png\n");
     let (_, log) = output(folder.path(), &["caption", ".", "--server", "example.com"], 2);
     assert!(log.contains("http://"), "{log}");
+    let (_, log) =
+        output(folder.path(), &["caption", ".", "--server", &format!("{url}/caption")], 1);
+    assert!(log.contains("the address of the server without a path"), "{log}");
+}
+
+#[test]
+fn resuming_needs_answers_that_can_be_read_again() {
+    let folder = folder(&["a.png"]);
+    for command in [
+        &["caption"][..],
+        &["ask", "-q", "where?"],
+        &["match", "--text", "a cat"],
+        &["embed"],
+        &["classify", "-l", "a cat"],
+    ] {
+        for outputs in [&[][..], &["-o", "-"]] {
+            let arguments = [command, &[".", "--resume"], outputs].concat();
+            let (_, log) = output(folder.path(), &arguments, 2);
+            assert!(log.contains("--resume needs --output FILE"), "{arguments:?}: {log}");
+            assert_eq!(log.contains("--npy"), command[0] == "embed", "{log}");
+        }
+    }
+}
+
+#[test]
+fn a_server_with_keys_needs_a_file_with_one() {
+    let key = format!("team:{}", "s".repeat(32));
+    let mut server = ServerProcess::start(&[], &[("AUTH__KEYS", key.as_str())]);
+    let url = url(&mut server);
+    let folder = folder(&["a.png"]);
+    let arguments = ["caption", ".", "--server", &url];
+    let (_, log) = output(folder.path(), &arguments, 1);
+    assert!(log.contains("--api-key-file FILE") && !log.contains("Bearer"), "{log}");
+    let with = |secret: &str, code: i32| {
+        fs::write(folder.path().join("key"), secret).unwrap();
+        output(folder.path(), &[&arguments[..], &["--api-key-file", "key"]].concat(), code).1
+    };
+    let log = with(&"x".repeat(32), 1);
+    assert!(log.contains("the API key is not valid"), "{log}");
+    with(&format!("{}\n", "s".repeat(32)), 0);
+}
+
+#[test]
+fn a_folder_without_pictures_says_what_it_has_instead() {
+    let mut server = ServerProcess::start(&[], &[]);
+    let url = url(&mut server);
+    let folder = folder(&["photos/one.heic", "photos/sub/two.heic", "photos/a.png"]);
+    fs::create_dir(folder.path().join("empty")).unwrap();
+    std::os::unix::fs::symlink("../photos", folder.path().join("empty/link")).unwrap();
+    fs::write(folder.path().join("list"), "\n").unwrap();
+    for (arguments, words) in [
+        (
+            &["empty"][..],
+            "no pictures in empty (looked for names ending in jpg, jpeg, png, gif, webp, bmp, jfif; 1 symbolic link to a \
+             folder was not followed)",
+        ),
+        (
+            &["photos", "--exclude", "a.png"],
+            "; 2 other files were skipped; 1 picture is left out by --include or --exclude)",
+        ),
+        (&["--list", "list"], "no pictures in list\n"),
+    ] {
+        for dry in [&[][..], &["--dry-run"]] {
+            let arguments = [&["caption"], arguments, &["--server", &url], dry].concat();
+            let (printed, log) = output(folder.path(), &arguments, 0);
+            assert!(log.contains(words), "{log}");
+            assert_eq!(printed, "");
+        }
+    }
+    let (_, log) = output(folder.path(), &["caption", "photos", "--server", &url], 0);
+    assert!(!log.contains("no pictures"), "{log}");
+}
+
+#[test]
+fn a_dry_run_tells_what_a_run_would_do() {
+    let mut server = ServerProcess::start(&[], &[]);
+    let url = url(&mut server);
+    let folder = folder(&["a.png", "b.png", "pics/c.png"]);
+    let arguments = |rest: &[&'static str]| {
+        let all = [&["caption", "-o", "t.jsonl", "--server", &url], rest].concat();
+        all.into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let run = |rest: &[&'static str], code| {
+        let arguments = arguments(rest);
+        output(folder.path(), &arguments.iter().map(String::as_str).collect::<Vec<_>>(), code)
+    };
+    let (printed, log) = run(&["missing", "a.png", "--dry-run"], 3);
+    assert_eq!(printed, "a.png\n");
+    assert!(log.contains("missing: No such file"), "{log}");
+    assert!(log.contains("1 would be processed, 1 would fail, 0 done before"), "{log}");
+    assert!(!folder.path().join("t.jsonl").exists());
+    run(&["missing", "a.png"], 3);
+    // An existing table is refused, and continued with what is left.
+    run(&["a.png", "b.png", "--dry-run"], 1);
+    let before = fs::read(folder.path().join("t.jsonl")).unwrap();
+    let (printed, log) = run(&["a.png", "b.png", "--resume", "--dry-run"], 0);
+    assert_eq!(printed, "b.png\n");
+    assert!(log.contains("1 would be processed, 0 would fail, 1 done before"), "{log}");
+    assert_eq!(fs::read(folder.path().join("t.jsonl")).unwrap(), before);
+    let (printed, _) = run(&["a.png", "--overwrite", "--dry-run"], 0);
+    assert_eq!(printed, "a.png\n");
+    // A pattern that no shell has expanded.
+    let (_, log) = run(&["pics/*.png", "--overwrite", "--dry-run"], 3);
+    assert!(log.contains("pics --include '*.png'"), "{log}");
+}
+
+#[test]
+fn a_list_that_cannot_be_read_is_no_picture() {
+    let folder = folder(&["a.png"]);
+    for dry in [&[][..], &["--dry-run"]] {
+        let arguments = ["caption", "--list", "nolist.txt", "-o", "t.jsonl"];
+        let (_, log) = output(folder.path(), &[&arguments[..], dry].concat(), 1);
+        assert!(log.contains("cannot read the list nolist.txt: No such file"), "{log}");
+        assert!(!folder.path().join("t.jsonl").exists());
+    }
+    let (_, log) = output(folder.path(), &["caption", "--list", ".", "-o", "t.jsonl"], 1);
+    assert!(log.contains("cannot read the list .: it is a folder"), "{log}");
+}
+
+#[test]
+fn a_list_from_a_pipe_is_read_once() {
+    let mut server = ServerProcess::start(&[], &[]);
+    let url = url(&mut server);
+    let names: Vec<String> = (0..40).map(|number| format!("{number}.png")).collect();
+    let folder = folder(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let pipe = folder.path().join("pipe");
+    let made = Command::new("mkfifo").arg(&pipe).status().unwrap();
+    assert!(made.success());
+    let writer = std::thread::spawn({
+        let (pipe, text) = (pipe.clone(), names.join("\n"));
+        move || fs::write(pipe, text).unwrap()
+    });
+    let arguments = ["embed", "--list", "pipe", "-o", "t.jsonl", "--server", &url];
+    output(folder.path(), &arguments, 0);
+    writer.join().unwrap();
+    let rows = rows(&fs::read_to_string(folder.path().join("t.jsonl")).unwrap());
+    assert_eq!(paths(&rows).len(), names.len());
+}
+
+#[test]
+fn names_cannot_control_the_terminal() {
+    let mut server = ServerProcess::start(&[], &[]);
+    let url = url(&mut server);
+    let name = "\u{1b}]0;title\u{7}\n.png";
+    let folder = folder(&[name]);
+    let (printed, _) = output(folder.path(), &["caption", ".", "--dry-run"], 0);
+    assert_eq!(printed, "{\"path\":\"./\\u001b]0;title\\u0007\\n.png\"}\n");
+    // It is a list of pictures, whose table has the exact name.
+    fs::write(folder.path().join("list"), printed).unwrap();
+    let (printed, _) = output(folder.path(), &["embed", "--list", "list", "--server", &url], 0);
+    assert_eq!(rows(&printed)[0]["path"], format!("./{name}"));
+    fs::write(folder.path().join(name), "no picture").unwrap();
+    let (_, log) = output(folder.path(), &["caption", ".", "--server", &url], 3);
+    assert!(log.contains(r"./\u{1b}]0;title\u{7}\n.png: "), "{log:?}");
+    assert!(!log.contains(['\u{1b}', '\u{7}']), "{log:?}");
+}
+
+#[test]
+fn a_closed_standard_output_ends_the_run_without_a_message() {
+    let mut server = ServerProcess::start(&[], &[]);
+    let url = url(&mut server);
+    let folder = folder(&["a.png", "b.png"]);
+    for (arguments, code) in [
+        (&["caption", ".", "--server", &url][..], 1),
+        // All that it had to print is known, so the exit code is that of its findings.
+        (&["caption", ".", "--dry-run"], 0),
+        (&["openapi"], 0),
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let ended = command(folder.path(), arguments).stdout(writer).output().unwrap();
+        let log = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(code), "{log}");
+        assert!(!log.contains("roken pipe") && !log.contains("standard output"), "{log}");
+    }
+}
+
+/// Runs a command whose models are loaded in its process, and which has no picture. Returns its log.
+fn without_pictures(arguments: &[&str], code: i32) -> String {
+    let folder = folder(&[]);
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/caption-varied");
+    let model = ["--model", model.to_str().unwrap()];
+    output(folder.path(), &[&["caption", "."], &model[..], arguments].concat(), code).1
+}
+
+#[test]
+fn more_threads_than_cpus_are_told_at_the_start() {
+    let usable = std::thread::available_parallelism().unwrap().get();
+    let log = without_pictures(&["--device", "cpu", "--threads", &(usable + 1).to_string()], 0);
+    assert!(log.contains("the threads will wait for each other"), "{log}");
+    let log = without_pictures(&["--device", "cpu", "--threads", "1"], 0);
+    assert!(!log.contains("wait for each other"), "{log}");
+}
+
+#[test]
+fn a_gpu_that_cannot_be_used_says_how_to_do_without() {
+    // No machine has so many.
+    let log = without_pictures(&["--device", "cuda:63"], 1);
+    assert!(log.contains("set --device auto or cpu"), "{log}");
+}
+
+#[test]
+fn a_task_without_a_model_names_the_flag() {
+    let folder = folder(&["a.png"]);
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/caption-varied");
+    let arguments = ["ask", ".", "-q", "where?", "--device", "cpu", "--model"];
+    let (_, log) = output(folder.path(), &[&arguments[..], &[model.to_str().unwrap()]].concat(), 2);
+    assert!(log.contains("no vqa model is loaded; name one with --model SRC"), "{log}");
 }
 
 #[test]
@@ -366,10 +606,10 @@ fn resuming_replaces_nothing_that_is_not_its_own() {
     output(folder.path(), &ask("one?"), 0);
     let (_, log) = output(folder.path(), &ask("two?"), 1);
     assert!(log.contains("other columns or fields"), "{log}");
-    fs::write(folder.path().join("notes.txt"), "my notes\n").unwrap();
-    let notes = ["caption", ".", "-o", "notes.txt", "--resume", "--server", &url];
+    fs::write(folder.path().join("notes"), "my notes\n").unwrap();
+    let notes = ["caption", ".", "-o", "notes", "--resume", "--server", &url];
     output(folder.path(), &notes, 1);
-    assert_eq!(fs::read_to_string(folder.path().join("notes.txt")).unwrap(), "my notes\n");
+    assert_eq!(fs::read_to_string(folder.path().join("notes")).unwrap(), "my notes\n");
     // What is replaced stays until the first answer.
     let before = fs::read(folder.path().join("q.jsonl")).unwrap();
     let wrong = [

@@ -24,8 +24,8 @@ pub(in crate::cli) struct FilesArguments {
     /// No pictures and no folders whose path or name matches, such as 'thumbs'; repeatable
     #[arg(long, value_name = "GLOB")]
     pub(super) exclude: Vec<String>,
-    /// Table of the answers: FILE.jsonl, FILE.csv, or - for JSON lines on standard output [default: -, unless --sidecar
-    /// or --npy is given]
+    /// Table of the answers: FILE.csv, FILE.jsonl or FILE.ndjson for JSON lines, or - for JSON lines on standard output
+    /// [default: -, unless --sidecar or --npy is given]
     #[arg(long, short, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
     /// Also write a file beside each picture: txt (the texts, one a line), json (the row of the table), or xmp (the
@@ -43,7 +43,7 @@ pub(in crate::cli) struct FilesArguments {
     /// Language of the texts in xmp files, such as en [default: none]
     #[arg(long, value_name = "LANGUAGE")]
     pub(super) language: Option<String>,
-    /// Only list the pictures that would be processed
+    /// Only list the pictures that would be processed, and report those that would fail before they are sent
     #[arg(long)]
     pub(super) dry_run: bool,
     /// Use a running server instead of loading models; --model then names a model there
@@ -58,7 +58,7 @@ pub(in crate::cli) struct FilesArguments {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Files")]
 pub(in crate::cli) struct EarlierArguments {
-    /// Keep the answers of earlier runs, and do the rest
+    /// Keep the answers of earlier runs in the files of --output, --sidecar or --npy, and do the rest
     #[arg(long, conflicts_with = "overwrite")]
     pub(super) resume: bool,
     /// Replace the answers of earlier runs
@@ -231,8 +231,13 @@ pub(in crate::cli) struct CaptionArguments {
     #[arg(long = "candidate", value_name = "TEXT", conflicts_with = "verify")]
     pub(super) candidates: Vec<String>,
     /// Check each caption with a retrieval model, and leave out those whose probability of a match is below MIN
-    #[arg(long, value_name = "MIN")]
+    #[arg(long, value_name = "MIN", value_parser = probability)]
     pub(super) verify: Option<f64>,
+}
+
+fn probability(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|number| (0.0..=1.0).contains(number));
+    number.ok_or_else(|| "a probability from 0 to 1".to_owned())
 }
 
 /// Answer questions about pictures.

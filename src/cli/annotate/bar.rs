@@ -6,6 +6,7 @@ use std::io::IsTerminal;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::annotate::{Progress, Summary};
+use crate::cli::printable::printable;
 use crate::telemetry::logging;
 
 /// The bar.
@@ -48,7 +49,7 @@ impl Progress for Bar {
     }
 
     fn warn(&self, message: &str) {
-        self.0.suspend(|| logging::write_error(&format!("blip-server: {message}")));
+        self.0.suspend(|| logging::write_error(&format!("blip-server: {}", printable(message))));
     }
 }
 

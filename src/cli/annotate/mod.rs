@@ -1,12 +1,13 @@
 //! The commands `caption`, `ask`, `match`, `embed` and `classify`: they run one task over many pictures, with models in this
 //! process or on a server.
 //!
-//! - `args`: the flags. `bar`: shows what happens.
+//! - `args`: the flags. `bar`: shows what happens. `wording`: the service's problems in the words of the command line.
 
 mod args;
 mod bar;
+mod wording;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
@@ -17,13 +18,16 @@ pub(super) use self::args::{
 };
 use self::bar::Bar;
 use super::error::CommandError;
+use super::printable::printable;
 use super::signals;
 use crate::annotate::{
-    self, Existing, Identity, Job, Kind, Pictures, Remote, Run, RunError, Summary,
+    self, Existing, Identity, Job, Kind, OutputError, Pictures, Planned, Remote, Run, RunError,
+    Summary,
 };
 use crate::app::App;
 use crate::config::Config;
 use crate::hub::{ModelSource, install_tls_provider};
+use crate::telemetry::logging;
 
 /// What a command does with each picture: the task, the fields of its requests, and outputs that only one command has.
 #[derive(Debug)]
@@ -95,8 +99,19 @@ impl Request {
         if !has_texts && files.sidecar.iter().any(is_text) {
             return wrong("this command has no texts for txt and xmp files; use --sidecar json");
         }
-        if self.least_match.is_some_and(|least| !(0.0..=1.0).contains(&least)) {
-            return wrong("--verify takes a probability from 0 to 1");
+        let writes = |format: fn(&args::Sidecar) -> bool| files.sidecar.iter().any(format);
+        let has_affixes = !files.prefix.is_empty() || !files.suffix.is_empty();
+        if has_affixes && !writes(|it| matches!(it, args::Sidecar::Txt)) {
+            return wrong("--prefix and --suffix need --sidecar txt");
+        }
+        if files.language.is_some() && !writes(|it| matches!(it, args::Sidecar::Xmp)) {
+            return wrong("--language needs --sidecar xmp");
+        }
+        if let Some(path) = files.output.as_deref().filter(|path| !is_table_name(path)) {
+            return Err(CommandError::Usage(format!(
+                "--output {}: the name must end in .csv, or in .jsonl or .ndjson for JSON lines",
+                path.display()
+            )));
         }
         if self.npy.is_some() && self.npy == files.output {
             return wrong("--npy and --output name the same file");
@@ -117,7 +132,7 @@ impl Request {
             return Err(CommandError::Usage("ask needs at least one --question".to_owned()));
         }
         let has_other = !files.sidecar.is_empty() || self.npy.is_some();
-        Ok(Job {
+        let job = Job {
             kind: self.kind,
             pictures: Arc::new(pictures),
             fields: self.fields,
@@ -134,8 +149,28 @@ impl Request {
             language: files.language.clone(),
             least_match: self.least_match,
             max_image_bytes,
-        })
+        };
+        if job.existing == Existing::Resume && !job.can_be_resumed() {
+            let outputs = match job.kind {
+                Kind::Embed => "--output FILE, --sidecar or --npy",
+                Kind::Caption | Kind::Ask | Kind::Match | Kind::Classify => {
+                    "--output FILE or --sidecar"
+                }
+            };
+            return Err(CommandError::Usage(format!(
+                "--resume needs {outputs}: answers on standard output cannot be read again"
+            )));
+        }
+        Ok(job)
     }
+}
+
+/// True if the name of a table says how it is written. Names without an extension, such as `-` and `/dev/stdout`, are for
+/// JSON lines.
+fn is_table_name(path: &Path) -> bool {
+    let known = ["jsonl", "ndjson", "csv"];
+    path.extension()
+        .is_none_or(|extension| known.iter().any(|known| extension.eq_ignore_ascii_case(known)))
 }
 
 /// Runs a command. `models` are the names given by `--model`.
@@ -154,10 +189,13 @@ pub(super) fn run(
     }
     request.check(files)?;
     let job = request.into_job(files, config.http.input.max_image_bytes)?;
+    job.pictures.check_lists().map_err(|error| CommandError::Negative(error.to_string()))?;
     if files.dry_run {
         return list(&job);
     }
-    let run = Run::open(job).map_err(|error| of_run(error.into()))?;
+    let (pictures, can_be_resumed) = (Arc::clone(&job.pictures), job.can_be_resumed());
+    let is_local = files.server.is_none();
+    let run = Run::open(job).map_err(|error| of_run(error.into(), is_local))?;
     let runtime = super::runtime()?;
     let ended = runtime.block_on(async {
         let stop = signals::shutdown()
@@ -174,7 +212,10 @@ pub(super) fn run(
             config.fetch.enabled = true;
             let local = tokio::select! {
                 local = App::start_local(config) => local,
-                () = stop.cancelled() => return report(&Summary { interrupted: true, ..Summary::default() }),
+                () = stop.cancelled() => {
+                    let summary = Summary { interrupted: true, ..Summary::default() };
+                    return report(&summary, can_be_resumed);
+                }
             };
             let local = local.map_err(|error| CommandError::of_server("cannot start", error))?;
             let ran = run.through(&local, Arc::clone(&bar) as _, stop).await;
@@ -182,7 +223,11 @@ pub(super) fn run(
             ran
         };
         bar.finish();
-        summary.map_err(of_run).and_then(|summary| report(&summary))
+        let summary = summary.map_err(|error| of_run(error, is_local))?;
+        if summary.is_empty() {
+            warn(&pictures.nothing_found());
+        }
+        report(&summary, can_be_resumed)
     });
     // Do not wait for a thread that still reads a picture or the standard input.
     runtime.shutdown_background();
@@ -203,35 +248,67 @@ fn remote(url: &str, files: &FilesArguments) -> Result<Remote, CommandError> {
         .map_err(|error| CommandError::failed("cannot create an HTTP client", error))
 }
 
-/// Prints the pictures of a job.
+/// Prints the pictures of a job, in the form of a list for `--list`. The exit code is that of a run whose models answer all
+/// of them.
 fn list(job: &Job) -> Result<(), CommandError> {
-    let names = annotate::names(job).map_err(CommandError::Negative)?;
-    super::print(&names.iter().fold(String::new(), |text, name| text + name + "\n"))
+    let mut printed = Ok(());
+    let planned = annotate::plan(job, &mut |planned| match planned {
+        Planned::Picture(name) if printed.is_ok() => {
+            printed = super::print(&(wording::list_line(&name) + "\n"));
+        }
+        Planned::Picture(_) => {}
+        Planned::Failed(text) => warn(&text),
+    });
+    let summary = planned.map_err(|error| of_run(error.into(), true))?;
+    printed?;
+    if summary.is_empty() {
+        warn(&job.pictures.nothing_found());
+    }
+    let Summary { done, failed, skipped, .. } = summary;
+    let text =
+        format!("dry run: {done} would be processed, {failed} would fail, {skipped} done before");
+    if failed > 0 {
+        return Err(CommandError::SomeFailed(text));
+    }
+    logging::write_error(&text);
+    Ok(())
 }
 
-fn of_run(error: RunError) -> CommandError {
+/// Writes a message that may contain names of files to standard error.
+fn warn(message: &str) {
+    logging::write_error(&format!("blip-server: {}", printable(message)));
+}
+
+fn of_run(error: RunError, is_local: bool) -> CommandError {
     match error {
-        RunError::Parameters(detail) => CommandError::Usage(detail),
+        RunError::Parameters(problem) => {
+            CommandError::Usage(printable(&wording::in_flags(&problem, is_local)).into_owned())
+        }
+        RunError::Output(OutputError::ReaderGone) => CommandError::ReaderGone,
         error @ (RunError::Output(_) | RunError::Service(_) | RunError::Reader) => {
-            CommandError::Negative(error.to_string())
+            CommandError::Negative(printable(&error.to_string()).into_owned())
         }
     }
 }
 
 /// Turns the summary into the result of the command.
-fn report(summary: &Summary) -> Result<(), CommandError> {
+fn report(summary: &Summary, can_be_resumed: bool) -> Result<(), CommandError> {
     let Summary { done, failed, skipped, rejected, interrupted } = *summary;
     let mut text = format!("{done} done, {failed} failed, {skipped} done before");
     if rejected > 0 {
         text = format!("{text}, {rejected} captions left out");
     }
     if interrupted {
-        let text = format!("interrupted: {text}; --resume does the rest");
-        return Err(CommandError::Negative(text));
+        let rest = if can_be_resumed {
+            "--resume does the rest"
+        } else {
+            "to be able to resume, write to a file with --output FILE"
+        };
+        return Err(CommandError::Negative(format!("interrupted: {text}; {rest}")));
     }
     if failed > 0 {
         return Err(CommandError::SomeFailed(text));
     }
-    crate::telemetry::logging::write_error(&text);
+    logging::write_error(&text);
     Ok(())
 }

@@ -100,9 +100,8 @@ impl Request {
             return wrong("this command has no texts for txt and xmp files; use --sidecar json");
         }
         let writes = |format: fn(&args::Sidecar) -> bool| files.sidecar.iter().any(format);
-        if !(files.prefix.is_empty() && files.suffix.is_empty())
-            && !writes(|it| matches!(it, args::Sidecar::Txt))
-        {
+        let has_affixes = !files.prefix.is_empty() || !files.suffix.is_empty();
+        if has_affixes && !writes(|it| matches!(it, args::Sidecar::Txt)) {
             return wrong("--prefix and --suffix need --sidecar txt");
         }
         if files.language.is_some() && !writes(|it| matches!(it, args::Sidecar::Xmp)) {

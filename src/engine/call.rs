@@ -79,23 +79,40 @@ impl Admission {
     /// `Overloaded`, `TooManyRows`, `TooLargeForDeadline`, `DeadlineExceeded`, `ShuttingDown`. `ShuttingDown`
     /// occurs only after an abort, because a drain lets admitted calls finish.
     pub fn reserve(&mut self, rows: usize, images: usize) -> Result<(), EngineError> {
+        self.reserve_with_bytes(rows, images, 0)
+    }
+
+    /// Does the same as [`reserve`](Self::reserve) and then [`reserve_bytes`](Self::reserve_bytes). The call does not move to
+    /// a worker that has no room for these bytes.
+    ///
+    /// # Errors
+    /// Those of both.
+    pub fn reserve_with_bytes(
+        &mut self,
+        rows: usize,
+        images: usize,
+        bytes: u64,
+    ) -> Result<(), EngineError> {
         let shared = &self.worker.shared;
         if shared.is_aborted() {
             return Err(EngineError::ShuttingDown);
         }
         let left = self.deadline.saturating_duration_since(shared.clock.now());
         if !std::mem::replace(&mut self.is_placed, true) {
-            self.choose_worker_again((rows, images), left);
+            self.choose_worker_again((rows, images), bytes, left);
         }
-        self.reservation.reserve(rows, images, left)
+        self.reservation.reserve(rows, images, left)?;
+        self.reservation.reserve_bytes(bytes)
     }
 
-    fn choose_worker_again(&mut self, work: (usize, usize), left: Duration) {
-        let (call, bytes) = (self.call(), self.reservation.bytes());
+    /// Moves the call to another worker if that one has fewer rows and accepts the call with `bytes` more bytes.
+    fn choose_worker_again(&mut self, work: (usize, usize), bytes: u64, left: Duration) {
+        let (call, held) = (self.call(), self.reservation.bytes());
         let current = &self.worker.shared.admission;
         let accepts = |worker: &Shared| {
-            let bytes = if Arc::ptr_eq(&worker.admission, current) { 0 } else { bytes };
-            worker.admission.would_reserve(call, work, bytes, left)
+            let is_current = Arc::ptr_eq(&worker.admission, current);
+            let more = bytes.saturating_add(if is_current { 0 } else { held });
+            worker.admission.would_reserve(call, work, more, left)
         };
         if let Some(worker) = self.engine.shorter_queue(&self.worker, accepts)
             && self.reservation.move_to(&worker.shared.admission)

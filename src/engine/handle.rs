@@ -185,9 +185,12 @@ impl EngineHandle {
             let is_closed = !worker.lifecycle.takes_tasks();
             (is_closed, !accepts(worker), backs_off, worker.admission.interactive_rows())
         };
-        let ranked = self.workers.iter().map(|worker| (rank(worker), worker));
+        // Other threads change the ranks meanwhile, so the current worker is left out: it could seem better than itself.
+        let own = rank(current);
+        let is_other = |worker: &&WorkerHandle| !Arc::ptr_eq(&worker.shared, &current.shared);
+        let ranked = self.workers.iter().filter(is_other).map(|worker| (rank(worker), worker));
         let (best, worker) = ranked.min_by_key(|&(rank, _)| rank)?;
-        (best < rank(current)).then_some(worker)
+        (best < own).then_some(worker)
     }
 
     /// Starts draining: new calls are rejected, admitted calls continue.

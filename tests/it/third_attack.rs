@@ -25,9 +25,9 @@ async fn many_texts_are_tokenised_in_slices_and_each_gives_what_it_gives_alone()
     let app = TestApp::start();
     let text = |index: usize| match index {
         20 => "a ".repeat(600),
-        index => format!("{} {}", "a man with a hat ".repeat(60), "x".repeat(index + 1)),
+        index => format!("{} {}", "a man with a hat ".repeat(25), "x".repeat(index + 1)),
     };
-    let inputs: Vec<Value> = (0..40).map(|index| json!({"text": text(index)})).collect();
+    let inputs: Vec<Value> = (0..64).map(|index| json!({"text": text(index)})).collect();
     let answer = app.json("/embeddings/batch", &json!({"inputs": inputs})).await.ok();
     assert_eq!(answer["failed"], 1);
     let error = &answer["results"][20]["error"];
@@ -35,11 +35,11 @@ async fn many_texts_are_tokenised_in_slices_and_each_gives_what_it_gives_alone()
         (&error["code"], &error["errors"][0]["field"]),
         (&json!("text_too_long"), &json!("inputs[20].text"))
     );
-    for index in [0, 19, 21, 39] {
+    for index in [0, 19, 21, 63] {
         let alone = app.json("/embeddings", &json!({"text": text(index)})).await.ok();
         assert_eq!(answer["results"][index]["embedding"], alone["embedding"], "{index}");
     }
-    assert_eq!(app.metrics.prompt_tokens.get_sample_count(), 39 + 4);
+    assert_eq!(app.metrics.prompt_tokens.get_sample_count(), 63 + 4);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -50,7 +50,8 @@ async fn a_large_answer_is_reserved_until_it_is_read_even_if_it_only_repeats_tex
     let held = app.metrics.queue_bytes.get();
     let body = response.into_body().collect().await.unwrap().to_bytes();
     assert!(body.len() > 1_000_000, "{} bytes", body.len());
-    assert!(held >= body.len() as i64, "{held} of {} bytes", body.len());
+    let held = usize::try_from(held).unwrap();
+    assert!(held >= body.len(), "{held} of {} bytes", body.len());
     let answer: Value = serde_json::from_slice(&body).unwrap();
     assert_eq!((answer["results"].as_array().unwrap().len(), &answer["failed"]), (64, &json!(0)));
     drop(body);
@@ -75,7 +76,7 @@ async fn large_answers_that_nobody_reads_fill_the_bytes_and_no_more() {
         assert_eq!(response.status(), 200);
         unread.push(response);
         assert!(app.metrics.queue_bytes.get() <= 24 << 20);
-        assert!(unread.len() < 24, "a megabyte each");
+        assert!(unread.len() < 32, "a megabyte each");
     }
     assert!(unread.len() > 1);
     drop(unread);

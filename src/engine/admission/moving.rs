@@ -44,3 +44,47 @@ impl AdmissionController {
         Some(reservation)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::engine::EngineSettings;
+    use crate::engine::ids::CallNumbers;
+    use crate::fairness::ClientId;
+    use crate::telemetry::metrics::Metrics;
+
+    #[test]
+    fn a_call_moves_with_its_bytes_to_another_controller_but_not_to_its_own() {
+        let metrics = Arc::new(Metrics::try_new().unwrap());
+        let numbers = CallNumbers::default();
+        let [first, second] = [(); 2].map(|()| {
+            let settings = EngineSettings { capacity_bytes: 100, ..EngineSettings::default() };
+            AdmissionController::new(&settings, Arc::clone(&metrics), numbers.clone())
+        });
+        let (now, left) = (Instant::now(), Duration::from_secs(30));
+        let admit = |controller: &Arc<AdmissionController>| {
+            controller.admit(ClientId(1), 0, now + left, now).unwrap()
+        };
+        let bytes = || [&first, &second].map(|controller| controller.state().usage.bytes);
+        let mut call = admit(&first);
+        call.reserve_bytes(60).unwrap();
+        assert!(!call.move_to(&first), "its own");
+        let full = admit(&second);
+        full.reserve_bytes(50).unwrap();
+        assert!(!call.move_to(&second), "no room");
+        assert_eq!(bytes(), [60, 50]);
+        drop(full);
+        assert!(call.move_to(&second));
+        assert_eq!(bytes(), [0, 60]);
+        assert!(first.is_empty());
+        call.raise_bytes(70).unwrap();
+        call.raise_bytes(10).unwrap();
+        call.reserve(1, 1, left).unwrap();
+        assert_eq!((bytes(), second.interactive_rows()), ([0, 70], 1));
+        drop(call);
+        assert_eq!(bytes(), [0, 0]);
+        assert!(second.is_empty());
+    }
+}

@@ -83,6 +83,9 @@ impl CallReservation {
 
     /// Reserves `bytes` more for this call.
     pub(crate) fn reserve_bytes(&self, bytes: u64) -> Result<(), EngineError> {
+        if bytes == 0 {
+            return Ok(());
+        }
         let mut held = self.held();
         self.0.admission.reserve_more_bytes(self.0.call, bytes)?;
         held.rest.bytes += bytes;
@@ -119,10 +122,14 @@ impl CallReservation {
         self.reserve_bytes(bytes.saturating_sub(self.bytes() + of_whole))
     }
 
-    /// Moves the call and its bytes to the controller of another worker. Changes nothing if that one has no room, or if
-    /// something else holds a part of the reservation. The call must not have rows yet.
+    /// Moves the call and its bytes to the controller of another worker. Changes nothing if that one has no room or is the
+    /// call's own, or if something else holds a part of the reservation. The call must not have rows yet.
     pub(crate) fn move_to(&mut self, other: &Arc<AdmissionController>) -> bool {
         let Some(inner) = Arc::get_mut(&mut self.0) else { return false };
+        if Arc::ptr_eq(&inner.admission, other) {
+            // The end of the old call would remove the new one, which has the same id.
+            return false;
+        }
         let bytes = inner.held.get_mut().unwrap_or_else(PoisonError::into_inner).rest.bytes;
         let Some(moved) = other.take_over(inner.call, bytes, inner.whole.clone()) else {
             return false;

@@ -233,8 +233,7 @@ impl<'a> Start<'a> {
             images.parse(values, (jobs, &admission)).await?;
             (tokens, answer_bytes)
         } else {
-            admission.reserve(needs.rows, needs.images)?;
-            admission.reserve_bytes(needs.bytes)?;
+            admission.reserve_with_bytes(needs.rows, needs.images, needs.bytes)?;
             images.parse(values, (jobs, &admission)).await?;
             let files = images.files();
             if files > 0 {

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::Existing;
 use super::outputs::OutputError;
-use super::table::{beside, synced};
+use super::table::{beside, create_beside, synced};
 
 /// Size of the header, which has room for any number of rows.
 const HEADER: usize = 128;
@@ -101,7 +101,7 @@ impl Npy {
         let (new, new_list) = (beside(&self.path), beside(&list));
         let copied = || -> io::Result<u64> {
             let mut rows = 0;
-            let (mut vectors, mut paths) = (File::create(&new)?, File::create(&new_list)?);
+            let (mut vectors, mut paths) = (create_beside(&new)?, create_beside(&new_list)?);
             vectors.write_all(&header(0, width))?;
             let mut old = BufReader::new(File::open(&self.path)?);
             io::copy(&mut (&mut old).take(HEADER as u64), &mut io::sink())?;

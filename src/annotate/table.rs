@@ -230,7 +230,7 @@ fn copy_kept(
     is_wanted: &dyn Fn(&str) -> bool,
 ) -> Result<Earlier, OutputError> {
     let write = |error: io::Error| OutputError::of("write", path, error);
-    let mut output = BufWriter::new(File::create(new).map_err(write)?);
+    let mut output = BufWriter::new(create_beside(new).map_err(write)?);
     output.write_all(&header(is_csv.then_some(columns))).map_err(write)?;
     let mut keep = |row: &[u8]| output.write_all(row).map_err(write);
     let earlier = kept_rows(path, (columns, is_csv), opening, is_wanted, &mut keep)?;
@@ -290,6 +290,15 @@ pub(super) fn synced(file: &File) -> io::Result<()> {
 pub(super) fn beside(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}.tmp"))
+}
+
+/// Creates the file [`beside`] another. Whatever has this name, of a run that was killed or put there by somebody else, is
+/// removed first, and a link is never followed.
+pub(super) fn create_beside(new: &Path) -> io::Result<File> {
+    match fs::remove_file(new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => OpenOptions::new().write(true).create_new(true).open(new),
+    }
 }
 
 fn each_json_row(

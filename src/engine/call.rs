@@ -129,7 +129,8 @@ impl Admission {
         self.reservation.reserve_bytes(bytes)
     }
 
-    /// Makes the call, with the call of which it is a part, hold at least `bytes` bytes, and returns a guard that keeps them until it is dropped.
+    /// Makes the call, with the call of which it is a part, hold at least `bytes` bytes, and returns a guard that keeps them
+    /// until it is dropped.
     ///
     /// # Errors
     /// `Overloaded`.

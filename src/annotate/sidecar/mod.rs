@@ -6,7 +6,7 @@ mod xmp;
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use super::columns;
 use super::pictures::is_picture;
 use super::row::{Item, Row};
-use super::table::beside;
+use super::table::{beside, create_beside};
 use super::{Job, Kind};
 
 /// A kind of files beside pictures.
@@ -225,7 +225,7 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let new = beside(path);
     let write = || -> io::Result<()> {
-        let mut file = File::create(&new)?;
+        let mut file = create_beside(&new)?;
         file.write_all(bytes)?;
         if let Ok(old) = fs::metadata(path) {
             fs::set_permissions(&new, old.permissions())?;
@@ -239,4 +239,22 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     written.inspect_err(|_| {
         let _ = fs::remove_file(&new);
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_at_the_temporary_name_is_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let [victim, text] = ["victim", "photo.txt"].map(|name| folder.path().join(name));
+        fs::write(&victim, "precious").unwrap();
+        std::os::unix::fs::symlink(&victim, beside(&text)).unwrap();
+        replace(&text, b"a caption").unwrap();
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
+        assert_eq!(fs::read_to_string(&text).unwrap(), "a caption");
+        assert!(!fs::symlink_metadata(&text).unwrap().is_symlink());
+    }
 }

@@ -296,7 +296,7 @@ pub(super) fn beside(path: &Path) -> PathBuf {
 /// removed first, and a link is never followed.
 pub(super) fn create_beside(new: &Path) -> io::Result<File> {
     match fs::remove_file(new) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         Ok(()) | Err(_) => OpenOptions::new().write(true).create_new(true).open(new),
     }
 }

@@ -76,6 +76,11 @@ impl<B: Backend + Send + 'static> Backends<B> {
     }
 }
 
+/// Returns "1 thread", "2 threads".
+fn thread_count(threads: usize) -> String {
+    if threads == 1 { "1 thread".to_owned() } else { format!("{threads} threads") }
+}
+
 impl Compute {
     /// Replaces every `auto`. The device becomes the first GPU that the kernels support, if there is one, else the CPU. The
     /// number format becomes bf16: every level of the CPU multiplies it at least as fast as f32, and reads half as many bytes
@@ -142,7 +147,7 @@ impl Compute {
 
     /// Returns "1 thread runs", "2 threads run".
     pub(super) fn threads_run(threads: usize) -> String {
-        if threads == 1 { "1 thread runs".to_owned() } else { format!("{threads} threads run") }
+        format!("{} {}", thread_count(threads), if threads == 1 { "runs" } else { "run" })
     }
 
     /// Logs a warning if more threads run the models than this process has CPUs.
@@ -188,7 +193,7 @@ impl Compute {
             "computing with {} instructions in {} on {}",
             self.level,
             self.placement.dtype.name(),
-            self.threads_text()
+            thread_count(self.threads)
         );
         let ops = CpuOps::try_new(self.level, format, self.threads);
         let ops = ops.map_err(|error| LoadError::Device {
@@ -242,10 +247,6 @@ impl Compute {
         }
     }
 
-    fn threads_text(self) -> String {
-        if self.threads == 1 { "1 thread".to_owned() } else { format!("{} threads", self.threads) }
-    }
-
     /// Sizes the global rayon thread pool, on which candle computes, before anything uses it. By default, rayon starts
     /// one thread per core of the machine and ignores the CPU quota of the container.
     fn size_rayon(self) {
@@ -256,7 +257,7 @@ impl Compute {
             Ok(()) => tracing::info!(
                 cpu.threads = self.threads,
                 "computing with candle on {}",
-                self.threads_text()
+                thread_count(self.threads)
             ),
             // Only reached by a second server in the same process, as in tests.
             Err(error) => tracing::debug!(%error, "the rayon thread pool was already started"),

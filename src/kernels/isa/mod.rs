@@ -12,7 +12,8 @@
 //!
 //! - `sets.rs`: proof types with their detection and `impl Isa`. For example, `Neon` would stand for the set that every
 //!   such CPU has, with vectors of four lanes and 12 x 2 accumulators in 32 registers. `NeonDot` would detect `i8mm`
-//!   and `bf16` and replace two methods: `dot_int8` by `USDOT`, and `dot_bf16` by `BFDOT`.
+//!   and `bf16` and replace two methods: `dot_int8` by `USDOT`, and `dot_bf16` by `BFDOT`. `Neon` would set `WIDENS_BF16`,
+//!   and `NeonDot` would not.
 //! - `levels.rs`: `levels! { ... }` with the name and the features of each level, as in `x86_64/levels.rs`.
 //!
 //! No kernel and no test of a kernel would have to change, unless a tile is larger than `MOST_ROWS` x `MOST_COLUMNS`.

@@ -357,7 +357,7 @@ fn has_bf16() -> bool {
 
 /// True if the CPU multiplies bf16 slower than f32. Intel's processors since Sapphire Rapids multiply bf16 by AMX, which
 /// hypervisors often hide. They start a `vdpbf16ps` only every second cycle, and two FMAs in each cycle: two cores of family
-/// 6, model 207 reached 154 GFLOP/s in bf16 and 262 in f32 (2026-12-01). These processors are told by AVX512-FP16.
+/// 6, model 207 reached 154 GFLOP/s in bf16 and 262 in f32 (2026-12-01). They are recognised by their vendor and AVX512-FP16.
 fn has_slow_bf16() -> bool {
     let id = __cpuid(0);
     let vendor = [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes).concat();
